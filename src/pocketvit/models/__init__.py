@@ -1,0 +1,16 @@
+"""Models: create by name, save and load checkpoints, make them deployable. Adding a family means adding one file."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from .checkpoint import save, weights_sha256
+from .create import create
+from .model import Deployable, EagerRunner, Model, deployable
+
+# Our own architectures register themselves with timm when their file is imported.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["Deployable", "EagerRunner", "Model", "create", "deployable", "save", "weights_sha256"]

@@ -1,0 +1,156 @@
+"""From a name to a model: timm names, NAME@weights.safetensors, checkpoint directories, hf:org/name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .. import torchvision_repair  # noqa: F401
+from ..errors import BadInput
+from ..registry import close_matches
+from ..types import InputSpec
+from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights
+from .hub import from_hub
+from .huggingface import create_huggingface
+from .model import Model
+
+
+def create(
+    name: str,
+    *,
+    pretrained: bool = False,
+    num_classes: int | None = None,
+    labels: Sequence[str] = (),
+    **model_args: Any,
+) -> Model:
+    """Create a classifier.
+
+    name: a timm architecture (weights random unless `pretrained`), `architecture@weights.safetensors`, a checkpoint
+    directory in timm's layout, or `hf:org/name` (also `hf:DIRECTORY`; needs the extra 'hf'). num_classes replaces the
+    head. labels name the classes. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...).
+
+    Raises BadInput for an unknown name (with close matches), weights that are missing, extra or misshapen, a pickle
+    in place of safetensors, or a download without a network. Never falls back to random weights.
+    """
+    if name.startswith("hf:"):
+        if num_classes or model_args:
+            raise BadInput(f"{name} comes with its own head and shape; num_classes and model arguments do not apply.")
+        model = create_huggingface(name)
+    elif "@" in name:
+        architecture, _, weights = name.partition("@")
+        model = _from_weights_file(architecture, Path(weights), num_classes, model_args)
+    elif Path(name).is_dir():
+        model = _from_directory(Path(name), num_classes, model_args)
+    elif "/" in name or name.endswith((".safetensors", ".pth", ".pt", ".bin")):
+        raise BadInput(
+            f"There is no checkpoint directory {name}; a weights file is given as ARCHITECTURE@weights.safetensors."
+        )
+    else:
+        model = _from_timm(name, pretrained, num_classes, model_args)
+    if labels:
+        if len(labels) != model.classes:
+            raise BadInput(f"{len(labels)} labels were given for {name}, which has {model.classes} classes.")
+        model = replace(model, spec=replace(model.spec, labels=tuple(labels)))
+    return model
+
+
+def _from_timm(name: str, pretrained: bool, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    import timm
+
+    known(name)
+    if pretrained and not timm.models.is_model_pretrained(name):
+        raise BadInput(f"timm has no pretrained weights for {name}; train it, or choose another model.")
+    if not pretrained:
+        return _describe(name, _build(name, num_classes, model_args), trained=False)
+    with from_hub(f"The pretrained weights of {name}"):
+        module = _build(name, num_classes, model_args, pretrained=True)
+    # A new head on pretrained weights is random: such a model is a starting point, not a result.
+    trained = num_classes is None or num_classes == module.pretrained_cfg["num_classes"]
+    return _describe(name, module, trained=trained)
+
+
+def _from_weights_file(architecture: str, path: Path, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    known(architecture)
+    weights = read_weights(path)
+    if num_classes is None:
+        num_classes = _head_size(architecture, weights)
+    module = _build(architecture, num_classes, model_args)
+    load_strictly(module, weights, str(path))
+    return _describe(f"{architecture}@{path.name}", module, trained=True)
+
+
+def _from_directory(directory: Path, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    config = read_config(directory)
+    architecture = config.get("architecture")
+    if not isinstance(architecture, str):
+        hint = f"; for a Hugging Face model use hf:{directory}" if "model_type" in config else ""
+        raise BadInput(f"The config of {directory} names no timm architecture{hint}.")
+    known(architecture)
+    if num_classes is not None and num_classes != config.get("num_classes"):
+        raise BadInput(f"{directory} has {config.get('num_classes')} classes, not {num_classes}.")
+    weights = read_weights(directory / WEIGHTS)
+    module = _build(f"local-dir:{directory}", None, model_args)
+    load_strictly(module, weights, str(directory / WEIGHTS))
+    return _describe(architecture, module, trained=config.get("trained") is not False)  # timm's own say nothing
+
+
+def known(name: str) -> None:
+    """Raise BadInput with the nearest names unless timm (with our own families in it) knows this architecture."""
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise BadInput(f"There is no model called {name!r}.{close_matches(name, timm.list_models())}")
+    if "." in name and name not in timm.list_pretrained():
+        tags = [tagged for tagged in timm.list_pretrained() if tagged.startswith(name.partition(".")[0] + ".")]
+        raise BadInput(f"There are no weights called {name!r}.{close_matches(name, tags)}")
+
+
+def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretrained: bool = False) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_args).eval()
+    except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as e:
+        arguments = ", ".join(f"{k}={v}" for k, v in model_args.items()) or "its stored arguments"
+        raise BadInput(f"{name} cannot be built with {arguments}: {e}") from e
+
+
+def _head_size(architecture: str, weights: dict[str, Any]) -> int | None:
+    """Read the number of classes off the classifier's weight, when the file has it."""
+    import timm
+
+    classifier = timm.get_pretrained_cfg(architecture).classifier
+    first = classifier[0] if isinstance(classifier, tuple | list) else classifier
+    weight = weights.get(f"{first}.weight")
+    return None if weight is None else int(weight.shape[0])
+
+
+def _describe(name: str, module: Any, *, trained: bool) -> Model:
+    from timm.data import resolve_model_data_config
+
+    data = resolve_model_data_config(module)
+    spec = InputSpec(
+        size=tuple(data["input_size"]),
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation=data["interpolation"],
+        crop_pct=data["crop_pct"],
+        crop_mode=data["crop_mode"],
+        labels=_labels(module),
+    )
+    return Model(name=name, module=module, spec=spec, trained=trained, classes=int(module.num_classes))
+
+
+def _labels(module: Any) -> tuple[str, ...]:
+    """Class names: the checkpoint's own, else ImageNet's where the head is one of ImageNet's, else none."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    names = module.pretrained_cfg.get("label_names")
+    if names and len(names) == module.num_classes:
+        return tuple(map(str, names))
+    if module.num_classes != module.pretrained_cfg.get("num_classes") or names:
+        return ()
+    subset = infer_imagenet_subset(module)
+    return tuple(ImageNetInfo(subset).label_descriptions()) if subset else ()

@@ -1,0 +1,47 @@
+"""DeiT students for 32x32 images, with and without the distillation token (arXiv 2012.12877, section 4)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import torchvision_repair  # noqa: F401
+from timm.models import VisionTransformer, VisionTransformerDistilled, build_model_with_cfg
+from timm.models import generate_default_cfgs, register_model
+
+_CFG = {
+    "num_classes": 10,
+    "input_size": (3, 32, 32),
+    "pool_size": None,
+    "fixed_input_size": True,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+    "first_conv": "patch_embed.proj",
+    "classifier": "head",
+    "license": "apache-2.0",
+}
+
+default_cfgs = generate_default_cfgs(
+    {
+        "pocket_deit_patch4_32": _CFG,
+        "pocket_deit_distilled_patch4_32": {**_CFG, "classifier": ("head", "head_dist")},
+    }
+)
+
+# 64 patches of 4x4 pixels; 0.8 M parameters
+_ARCHITECTURE = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 4, "num_heads": 4}
+
+
+@register_model
+def pocket_deit_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """DeiT for 32x32 images: 4 blocks of width 128 and 4 heads."""
+    return build_model_with_cfg(VisionTransformer, "pocket_deit_patch4_32", pretrained, **{**_ARCHITECTURE, **kwargs})
+
+
+@register_model
+def pocket_deit_distilled_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
+    """As pocket_deit_patch4_32, with a distillation token and its own head."""
+    return build_model_with_cfg(
+        VisionTransformerDistilled, "pocket_deit_distilled_patch4_32", pretrained, **{**_ARCHITECTURE, **kwargs}
+    )

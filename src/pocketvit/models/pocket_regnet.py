@@ -1,0 +1,38 @@
+"""A RegNetY for 32x32 images, the kind of teacher DeiT learns from (arXiv 2012.12877, section 5.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import torchvision_repair  # noqa: F401
+from timm.models import RegNet, build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.regnet import RegNetCfg
+
+default_cfgs = generate_default_cfgs(
+    {
+        "pocket_regnety_32": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": (4, 4),
+            "fixed_input_size": False,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+            "first_conv": "stem.conv",
+            "classifier": "head.fc",
+            "license": "apache-2.0",
+        }
+    }
+)
+
+# output_stride 8 keeps a 4x4 map at the end: the two last stages dilate instead of shrinking it to one pixel
+_ARCHITECTURE = RegNetCfg(depth=6, w0=24, wa=16.0, wm=2.2, group_size=8, se_ratio=0.25, stem_width=24)
+
+
+@register_model
+def pocket_regnety_32(pretrained: bool = False, **kwargs: Any) -> RegNet:
+    """RegNetY for 32x32 images."""
+    return build_model_with_cfg(
+        RegNet, "pocket_regnety_32", pretrained, model_cfg=_ARCHITECTURE, **{"output_stride": 8, **kwargs}
+    )

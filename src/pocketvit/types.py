@@ -1,0 +1,285 @@
+"""The shared vocabulary: what a model takes, what a file is, what was measured and how we know. No torch here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .errors import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+METADATA_KEY = "pocketvit"
+METADATA_MAX_BYTES = 16 << 20  # a file's own claims are bounded before they are parsed
+
+
+class Precision(StrEnum):
+    """Number formats, declared once; each target maps them to its own native quantizer."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+    BF16 = "bf16"
+    W8 = "w8"  # 8-bit weights, float activations
+    W8A8 = "w8a8"  # 8-bit weights and activations, ranges calibrated on images
+    W8A8_DYNAMIC = "w8a8-dynamic"  # 8-bit weights, activation ranges taken at run time
+
+    @property
+    def is_quantized(self) -> bool:
+        """True where weights are stored as integers."""
+        return self.value.startswith("w")
+
+    @property
+    def floor_db(self) -> float:
+        """Least signal-to-noise ratio (dB) of a file's logits against its fp32 model for the file to count.
+
+        One rounding to p mantissa bits leaves 6.02 (p + 1) dB: 144 for fp32, 66 for fp16, 48 for bf16; 8-bit
+        integers scaled to their range leave about 40. A network loses some of that on the way to the logits: fp32
+        keeps 80 (a wrong epsilon or GELU shows at 60 and below), fp16 40, bf16 25, 8-bit weights 20 and 8-bit
+        activations 10 (below that the noise starts to change the top class; the accuracy beside it decides).
+        """
+        return _FLOOR_DB[self]
+
+
+_FLOOR_DB = {
+    Precision.FP32: 80.0,
+    Precision.FP16: 40.0,
+    Precision.BF16: 25.0,
+    Precision.W8: 20.0,
+    Precision.W8A8: 10.0,
+    Precision.W8A8_DYNAMIC: 10.0,
+}
+
+
+class Evidence(StrEnum):
+    """How a number is known."""
+
+    MEASURED = "measured"  # the real runtime, on this machine
+    INTERPRETED = "interpreted"  # the file's own graph, evaluated by our interpreter
+    PREDICTED = "predicted"  # computed from a model of the hardware
+    PUBLISHED = "published"  # read in a source
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InputSpec:
+    """What an image must look like before it reaches a model, and what the outputs are called.
+
+    size: (channels, height, width). mean, std: per channel, for RGB in [0, 1]. crop_pct and crop_mode
+    (center, squash, border) as timm defines them: the image is resized to size / crop_pct, then cropped.
+    labels: one name per class, in output order; may be empty when unknown.
+    """
+
+    size: tuple[int, int, int] = (3, 224, 224)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.875
+    crop_mode: str = "center"
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Golden:
+    """A few real images and the logits the fp32 model gave for them, carried inside every exported file.
+
+    images: PNGs in base64, already resized and cropped (H x W of the spec). sha256: of the decoded uint8 pixels
+    (N, C, H, W). logits: (N, classes).
+    """
+
+    images: tuple[str, ...]
+    sha256: str
+    logits: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantized:
+    """How many weight-carrying layers (convolution, linear, matmul with a constant) were quantized, of how many."""
+
+    layers: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.layers}/{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """One exported file and everything it says about itself; all but `path` travels inside the file as JSON.
+
+    The file takes float32 RGB in [0, 1] of shape (1, *spec.size) and returns logits (1, classes).
+    """
+
+    path: Path
+    target: str
+    precision: Precision
+    model: str
+    trained: bool
+    classes: int
+    spec: InputSpec
+    golden: Golden
+    weights_sha256: str
+    quantized: Quantized | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The metadata to embed in the file, on one line."""
+        return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if k != "path"})
+
+    @classmethod
+    def from_json(cls, text: str, path: Path) -> Artifact:
+        """Parse metadata read from `path`; raises BadInput when it is not ours, too large or malformed."""
+        if len(text) > METADATA_MAX_BYTES:
+            raise BadInput(f"{path} carries {len(text)} bytes of pocketvit metadata, more than {METADATA_MAX_BYTES}.")
+        try:
+            raw = json.loads(text)
+            spec: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["spec"].items()}
+            golden = raw["golden"]
+            return cls(
+                path=path,
+                target=str(raw["target"]),
+                precision=Precision(raw["precision"]),
+                model=str(raw["model"]),
+                trained=bool(raw["trained"]),
+                classes=int(raw["classes"]),
+                spec=InputSpec(**spec),
+                golden=Golden(
+                    images=tuple(map(str, golden["images"])),
+                    sha256=str(golden["sha256"]),
+                    logits=tuple(tuple(map(float, row)) for row in golden["logits"]),
+                ),
+                weights_sha256=str(raw["weights_sha256"]),
+                quantized=Quantized(**raw["quantized"]) if raw["quantized"] else None,
+                made_with={str(k): str(v) for k, v in raw["made_with"].items()},
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+            raise BadInput(f"The pocketvit metadata in {path} cannot be read ({e}); export the file again.") from e
+
+    @property
+    def display_name(self) -> str:
+        """Target, precision and model, for tables; says UNTRAINED where the weights are random."""
+        return f"{self.target}:{self.precision} {self.model}{'' if self.trained else ' (UNTRAINED)'}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpTime:
+    """Time spent in one kind of operation, over one inference."""
+
+    op: str
+    ms: float
+    calls: int
+
+
+class Runner(ABC):
+    """Something that maps images to logits: a file loaded by its runtime, or a model in eager PyTorch.
+
+    name: for tables. threads: CPU threads it was told to use. classes: length of the logits.
+    """
+
+    name: str
+    threads: int
+    classes: int
+    spec: InputSpec
+    evidence: Evidence = Evidence.MEASURED
+
+    @abstractmethod
+    def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Map float32 RGB in [0, 1] of shape (N, *spec.size) to logits (N, classes), one image at a time."""
+
+    def profile(self, images: NDArray[np.float32], runs: int) -> tuple[OpTime, ...] | None:
+        """Time per operation kind, most expensive first; None where the runtime does not offer it."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """How closely a candidate's logits follow the reference's on the same images.
+
+    sqnr_db: 10 log10(sum ref^2 / sum (ref - cand)^2), inf when identical. top1: share of images with the same top
+    class. worst_image: index of the image with the largest error. smallest_margin: least gap between the
+    reference's two highest logits, over images (how close the closest call was).
+    """
+
+    images: int
+    sqnr_db: float
+    cosine: float
+    max_abs_error: float
+    top1: float
+    worst_image: int
+    smallest_margin: float
+    evidence: Evidence = Evidence.MEASURED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Accuracy:
+    """Top-1 and top-5 shares (0..1) over `images` images; `skipped` could not be decoded and are not counted."""
+
+    top1: float
+    top5: float
+    images: int
+    skipped: int = 0
+    evidence: Evidence = Evidence.MEASURED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Latency:
+    """Milliseconds per image at batch 1: median and 10th/90th percentile over `runs` interleaved rounds."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    runs: int
+    threads: int
+    evidence: Evidence = Evidence.MEASURED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One candidate of a run, all a report needs. None means: not known, and `check` says why, in words."""
+
+    name: str
+    target: str
+    precision: str
+    trained: bool
+    file: str | None
+    size_bytes: int | None
+    accuracy: Accuracy | None
+    agreement: Agreement | None
+    latency: Latency | None
+    quantized: Quantized | None
+    check: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; infinities become the string 'inf'."""
+        return json.loads(json.dumps(dataclasses.asdict(self)).replace("Infinity", '"inf"'))
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Row:
+        """Inverse of `to_dict`."""
+        kinds = {"accuracy": Accuracy, "agreement": Agreement, "latency": Latency, "quantized": Quantized}
+        values = dict(raw)
+        for key, kind in kinds.items():
+            if values[key] is not None:
+                part: dict[str, Any] = {k: float("inf") if v == "inf" else v for k, v in values[key].items()}
+                if "evidence" in part:
+                    part["evidence"] = Evidence(part["evidence"])
+                values[key] = kind(**part)
+        return cls(**values)
+
+
+class Progress(Protocol):
+    """Called by long work as it goes: what is being done, how much is done, of how much."""
+
+    def __call__(self, task: str, done: int, total: int) -> None:
+        """Report that `done` of `total` steps of `task` are finished."""
+
+
+def silent(task: str, done: int, total: int) -> None:
+    """The Progress that shows nothing."""
