@@ -81,6 +81,21 @@ def replace_directory(path: Path) -> Iterator[Path]:
         remove(old)
 
 
+@contextmanager
+def workspace(path: Path) -> Iterator[Path]:
+    """Yield an empty hidden directory beside `path`, on the same disk; it is gone afterwards, whatever happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    directory = beside(path)
+    remove(directory)
+    directory.mkdir()
+    try:
+        yield directory
+    except OSError as e:
+        raise _disk_error(e, path) from e
+    finally:
+        remove(directory)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file whole."""
     with replace_file(path) as partial:

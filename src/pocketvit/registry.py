@@ -11,11 +11,25 @@ from typing import Generic, TypeVar
 from .errors import BadInput
 
 T = TypeVar("T")
+_NEAR = 0.6
 
 
 def close_matches(name: str, known: Iterable[str], most: int = 3) -> str:
-    """Return ' Did you mean a, b?' for the nearest known names, or an empty string."""
-    matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    """Return ' Did you mean a, b?' for the nearest known names, or an empty string.
+
+    A name may be near the beginning of a longer one: deit_tny is near deit_tiny_patch16_224.
+    """
+
+    def nearness(candidate: str) -> float:
+        match = difflib.SequenceMatcher(None, b=name)
+        ratios = []
+        for text in (candidate, candidate[: len(name) + 1]):
+            match.set_seq1(text)
+            ratios.append(match.ratio() if match.quick_ratio() > _NEAR else 0.0)
+        return max(ratios)
+
+    scored = sorted(((-nearness(candidate), candidate) for candidate in known))
+    matches = [candidate for score, candidate in scored[:most] if -score > _NEAR]
     return f" Did you mean {', '.join(matches)}?" if matches else ""
 
 

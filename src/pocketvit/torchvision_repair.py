@@ -7,24 +7,29 @@ their fake kernels. Image transforms need neither. Import this module before tim
 
 from __future__ import annotations
 
+import importlib
 import sys
+from typing import Any
 
 
-def _repair() -> None:
+def repair() -> Any:
+    """Import torchvision, defining the two missing schemas where needed; returns what keeps them alive, or None."""
     try:
-        import torchvision
+        importlib.import_module("torchvision")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
-        import torch
+    else:
+        return None
+    import torch
 
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        schemas = torch.library.Library("torchvision", "FRAGMENT")
-        schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        globals()["_schemas"] = schemas  # the definitions live as long as this object does
-        import torchvision
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    schemas = torch.library.Library("torchvision", "FRAGMENT")
+    schemas.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    schemas.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    importlib.import_module("torchvision")
+    return schemas
 
 
-_repair()
+_schemas = repair()

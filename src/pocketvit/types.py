@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -258,7 +259,7 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; infinities become the string 'inf'."""
-        return json.loads(json.dumps(dataclasses.asdict(self)).replace("Infinity", '"inf"'))
+        return plain(self)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> Row:
@@ -272,6 +273,21 @@ class Row:
                     part["evidence"] = Evidence(part["evidence"])
                 values[key] = kind(**part)
         return cls(**values)
+
+
+def plain(value: Any) -> Any:
+    """Turn dataclasses, enums, paths and tuples into what JSON knows; a float that is not finite becomes its name."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value
 
 
 class Progress(Protocol):

@@ -107,6 +107,24 @@ def known(name: str) -> None:
         raise BadInput(f"There are no weights called {name!r}.{close_matches(name, tags)}")
 
 
+def list_models(pattern: str = "*") -> list[dict[str, Any]]:
+    """Every architecture whose name matches, ours first: name, whether it is ours, whether weights can be had."""
+    import timm
+
+    pretrained = {name.partition(".")[0] for name in timm.list_pretrained()}
+    found = [
+        {"name": name, "ours": is_ours(name), "pretrained": name in pretrained} for name in timm.list_models(pattern)
+    ]
+    return sorted(found, key=lambda m: not m["ours"])
+
+
+def is_ours(name: str) -> bool:
+    """True for an architecture that a file of this package registered."""
+    import timm
+
+    return timm.model_entrypoint(name).__module__.startswith(__package__)
+
+
 def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretrained: bool = False) -> Any:
     import timm
 

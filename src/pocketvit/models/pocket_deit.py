@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from .. import torchvision_repair  # noqa: F401 - before timm
+
+# isort: split
 from typing import Any
 
-from .. import torchvision_repair  # noqa: F401
-from timm.models import VisionTransformer, VisionTransformerDistilled, build_model_with_cfg
-from timm.models import generate_default_cfgs, register_model
+from timm.models import (
+    VisionTransformer,
+    VisionTransformerDistilled,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+)
 
 _CFG = {
     "num_classes": 10,

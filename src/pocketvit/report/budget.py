@@ -36,7 +36,10 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """met: whether a file keeps every limit. row: that file, else the nearest miss, else None. sentence: for people."""
+    """What came of a budget.
+
+    met: whether a file keeps every limit. row: that file, else the nearest miss, else None. sentence: for people.
+    """
 
     met: bool
     row: Row | None
@@ -55,7 +58,8 @@ class _Limit:
 def verdict(rows: Sequence[Row], budget: Budget) -> Verdict:
     """Judge the files among the rows: those with a file whose check did not fail. The first row is the reference.
 
-    The fastest file that keeps every limit is named, else the one whose worst relative overshoot is least.
+    The fastest file that keeps every limit is named (the smallest where no latency is known), else the one whose
+    worst relative overshoot is least.
     """
     if not rows:
         return Verdict(met=False, row=None, sentence="The budget cannot be judged: there are no candidates.")
@@ -69,7 +73,8 @@ def verdict(rows: Sequence[Row], budget: Budget) -> Verdict:
     kept = [row for row, limits in known if all(limit.over == 0 for limit in limits)]
     if kept:
         row = min(kept, key=_cheapest)
-        sentence = f"Budget met ({asked}): {_named(row)} is the fastest file that keeps it, with {_numbers(row)}."
+        best = "fastest" if row.latency else "smallest"
+        sentence = f"Budget met ({asked}): {_named(row)} is the {best} file that keeps it, with {_numbers(row)}."
         return Verdict(met=True, row=row, sentence=sentence)
     if not known:
         sentence = f"Budget not met ({asked}): no file has every number that it asks for."
@@ -84,12 +89,12 @@ def _limits(row: Row, reference: Row, budget: Budget) -> list[_Limit]:
     limits = []
     if budget.max_top1_drop is not None and reference.accuracy is not None:
         least = reference.accuracy.top1 - budget.max_top1_drop
-        words = f"top-1 at least {percent_points(least)}%"
+        words = f"top-1 at least {_points(least)}%"
         short = None if row.accuracy is None else max(0.0, least - row.accuracy.top1)
         # Shares are ratios of counts: a billionth is rounding, far below one image.
         short = 0.0 if short is not None and short < 1e-9 else short
         over = None if short is None else short / max(least, 1e-9)
-        limits.append(_Limit(words=words, over=over, excess=f"{percent_points(short or 0)} points of top-1 short"))
+        limits.append(_Limit(words=words, over=over, excess=f"{_points(short or 0)} points of top-1 short"))
     if budget.max_latency_ms is not None:
         most = budget.max_latency_ms
         ms = None if row.latency is None else max(0.0, row.latency.median_ms - most)
@@ -105,7 +110,7 @@ def _limits(row: Row, reference: Row, budget: Budget) -> list[_Limit]:
     return limits
 
 
-def percent_points(share: float) -> str:
+def _points(share: float) -> str:
     """A share as points with two decimals, so that one image in some thousands still shows."""
     return f"{100 * share:.2f}"
 
@@ -125,7 +130,7 @@ def _named(row: Row) -> str:
 def _numbers(row: Row) -> str:
     parts = []
     if row.accuracy:
-        parts.append(f"top-1 {percent_points(row.accuracy.top1)}%{_tag(row.accuracy.evidence)}")
+        parts.append(f"top-1 {_points(row.accuracy.top1)}%{_tag(row.accuracy.evidence)}")
     if row.latency:
         parts.append(f"{cells.milliseconds(row.latency.median_ms)} ms{_tag(row.latency.evidence)}")
     if row.size_bytes is not None:

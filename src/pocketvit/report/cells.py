@@ -38,8 +38,8 @@ def model(row: Row) -> str:
 
 
 def percent(share: float) -> str:
-    """A share (0..1) as '97.2%'."""
-    return f"{100 * share:.1f}%"
+    """A share (0..1) as '97.2%'; '100%' means all of them, with no rounding."""
+    return "100%" if share == 1 else f"{100 * share:.1f}%"
 
 
 def milliseconds(ms: float) -> str:
@@ -77,7 +77,7 @@ def top1(row: Row) -> Cell:
 def agreement(row: Row) -> Cell:
     """Signal-to-noise ratio against the reference's logits, and the share of images with the same top class."""
     if row.agreement is None:
-        return _missing(row)
+        return Cell(text="reference") if row.check.startswith("reference") else _missing(row)
     db = row.agreement.sqnr_db
     return Cell(
         text="identical" if db == math.inf else f"{db:.1f} dB",
@@ -100,7 +100,7 @@ def latency(row: Row) -> Cell:
         return _missing(row)
     return Cell(
         text=milliseconds(row.latency.median_ms),
-        detail=f"[{milliseconds(row.latency.p10_ms)}–{milliseconds(row.latency.p90_ms)}]",
+        detail=f"{milliseconds(row.latency.p10_ms)}–{milliseconds(row.latency.p90_ms)}",
         evidence=row.latency.evidence,
         key=row.latency.median_ms,
     )
@@ -142,13 +142,15 @@ def conditions(rows: Sequence[Row]) -> tuple[str, ...]:
     agreements = [row.agreement for row in rows if row.agreement]
     if agreements:
         count = listed({a.images for a in agreements})
-        sentences.append(f"Agreement: logits against the model's own, and the same top class, on {count} images.")
+        sentences.append(
+            f"Agreement with the model's own logits: signal to noise, and same top class on {count} images."
+        )
     latencies = [row.latency for row in rows if row.latency]
     if latencies:
         threads, runs = {x.threads for x in latencies}, {x.runs for x in latencies}
-        against = ", × the first row's" if rows[0].latency else ""
+        against = " (× the first row's)" if rows[0].latency else ""
         sentences.append(
-            f"Latency: median [p10–p90] in ms at batch 1{against}; {listed(threads)} threads, {listed(runs)} rounds."
+            f"Latency: median ms{against} and p10–p90 at batch 1; {listed(threads)} threads, {listed(runs)} rounds."
         )
     sentences.append("Numbers were measured on this machine unless the cell says otherwise.")
     return tuple(sentences)

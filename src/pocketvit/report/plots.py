@@ -81,18 +81,20 @@ def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
 def figure(rows: Sequence[Row], cost: Cost) -> Figure:
     """Top-1 over cost: one marker per row that has both numbers, and the front as a step line.
 
-    Colour stands for the target, shape for the precision, a hollow marker for an untrained model. The hover text
-    holds everything known about the row. Colours of text and grid are left to the page.
+    Colour stands for the target, shape for the precision; hollow is an untrained model, faint a file that failed
+    its check, which is never on the front. The hover text holds everything known about the row. Colours of text and
+    grid are left to the page.
     """
     from plotly import graph_objects as go
 
     shown = [(row, x, row.accuracy.top1 * 100) for row in rows if row.accuracy and (x := cost.of(row)) is not None]
     colours = target_colours(rows)
-    front = pareto([(x, y) for _, x, y in shown])
+    sound = [(x, y) for row, x, y in shown if not cells.failed(row)]
+    front = [sound[i] for i in pareto(sound)]
     result = go.Figure()
     result.add_scatter(
-        x=[shown[i][1] for i in front],
-        y=[shown[i][2] for i in front],
+        x=[x for x, _ in front],
+        y=[y for _, y in front],
         mode="lines",
         line={"color": FRONT, "width": 1.5, "dash": "dot", "shape": "hv"},
         hoverinfo="skip",
@@ -102,6 +104,7 @@ def figure(rows: Sequence[Row], cost: Cost) -> Figure:
         color=[colours[row.target] for row, _, _ in shown],
         symbol=[symbol(row.precision)[0] + ("" if row.trained else "-open") for row, _, _ in shown],
         size=12,
+        opacity=[0.4 if cells.failed(row) else 1 for row, _, _ in shown],
         line={"width": [1 if row.trained else 2 for row, _, _ in shown]},
     )
     result.add_scatter(
@@ -119,7 +122,7 @@ def figure(rows: Sequence[Row], cost: Cost) -> Figure:
         showlegend=False,
         hovermode="closest",
         hoverlabel={"align": "left"},
-        margin={"l": 56, "r": 16, "t": 12, "b": 52},
+        margin={"l": 56, "r": 16, "t": 30, "b": 52},
         xaxis=_cost_axis([x for _, x, _ in shown], cost.title),
         yaxis={"title": {"text": "top-1, %"}, "zeroline": False, "automargin": True},
     )
@@ -132,7 +135,8 @@ def unplotted(rows: Sequence[Row], cost: Cost) -> tuple[str, ...]:
     for row in rows:
         lacks = [name for name, value in (("accuracy", row.accuracy), (cost.name, cost.of(row))) if value is None]
         if lacks:
-            reason = f" ({cells.plain(row.check)})" if row.check else ""
+            check = cells.plain(row.check).partition(". ")[0].rstrip(".")  # the table has the rest
+            reason = f" ({check})" if check else ""
             sentences.append(f"{cells.form(row)} of {cells.model(row)} has no {' and no '.join(lacks)}{reason}.")
     return tuple(sentences)
 
@@ -144,24 +148,25 @@ def target_colours(rows: Sequence[Row]) -> dict[str, str]:
 
 
 def symbol(precision: str) -> tuple[str, str]:
-    """plotly's marker for a precision, and the character that looks like it."""
+    """Name plotly's marker for a precision, and the character that looks like it."""
     return SYMBOLS.get(precision, OTHER_SYMBOL)
 
 
 def hover(row: Row, rows: Sequence[Row]) -> str:
     """Everything known about a row, every number with its evidence, as plotly's hover HTML (escaped)."""
     facts = [("top-1", cells.top1(row)), ("latency, ms", cells.latency(row)), ("size", cells.size(row))]
-    facts += [("agreement", cells.agreement(row)), ("layers in 8 bit", cells.layers(row))]
+    facts += [("agreement", cells.agreement(row)), ("layers quantized", cells.layers(row))]
     lines = [f"<b>{html.escape(cells.form(row))}</b>", html.escape(cells.model(row))]
     for name, cell in facts:
         evidence = f" · {cell.evidence}" if cell.evidence else ""
-        lines.append(html.escape(f"{name}: {cell.text} {cell.detail}".rstrip() + evidence))
+        detail = f" ({cell.detail})" if cell.detail else ""
+        lines.append(html.escape(f"{name}: {cell.text}{detail}{evidence}"))
     times = cells.ratio(row, rows)
     words = [f"latency against the first row: {times}"] if times else []
     words += [f"threads: {row.latency.threads}, rounds: {row.latency.runs}"] if row.latency else []
     words += [f"check: {cells.plain(row.check)}"] if row.check else []
     words += [f"{cells.plain(key)}: {cells.plain(value)}" for key, value in row.settings.items()]
-    lines += [html.escape(line) for word in words for line in textwrap.wrap(word, 64, subsequent_indent="  ")]
+    lines += [html.escape(line) for word in words for line in textwrap.wrap(word, 48, subsequent_indent="  ")]
     return "<br>".join(lines)
 
 

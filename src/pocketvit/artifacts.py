@@ -1,0 +1,315 @@
+"""Exported files: made, reloaded from disk, proven against their model, loaded, scored and timed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import files
+from .data import ImageDataset, open_data, preprocess, sample
+from .errors import BadInput, CannotRunHere, CheckFailed, PocketvitError
+from .golden import golden_count, golden_images, make_golden
+from .measure import environment
+from .measure.accuracy import accuracy
+from .measure.agreement import compare_logits, refuse_degenerate
+from .measure.latency import interleave
+from .models import EagerRunner, Model, create, deployable, weights_sha256
+from .recipe import parse_export, parse_precision
+from .registry import close_matches
+from .targets import TARGETS, read_artifact
+from .types import Accuracy, Agreement, Artifact, InputSpec, Latency, OpTime, Precision, Progress, Runner, silent
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL.Image import Image
+
+    from .targets import Target
+
+DEFAULT_DATA = "photos"  # real photographs that scikit-learn ships: noise is never used
+LEAST_TOP1 = 0.8  # of the images, a file of a trained model must give the model's own top class
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProofImages:
+    """Real images in [0, 1], (N, C, H, W): those that set activation ranges, and others that prove the result."""
+
+    calibration: NDArray[np.float32]
+    verification: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verification:
+    """What was found when a file was reloaded from disk and held against its model.
+
+    agreement: with the model, on real images. golden: with the logits stored in the file. structure: in words, what
+    could be checked of a file this machine cannot run. failures: sentences; none means it passed.
+    """
+
+    artifact: Artifact
+    agreement: Agreement | None
+    golden: Agreement | None
+    structure: str | None
+    failures: tuple[str, ...]
+
+    @property
+    def sentence(self) -> str:
+        """The outcome in words, for tables."""
+        if self.failures:
+            return f"failed: {self.failures[0]}"
+        if self.structure is not None:
+            return f"not run: {self.structure}"
+        assert self.agreement is not None
+        found = self.agreement
+        return (
+            f"ok: {found.sqnr_db:.1f} dB (floor {self.artifact.precision.floor_db:.0f}), "
+            f"same class on {round(found.top1 * found.images)} of {found.images} images"
+        )
+
+
+def proof_images(
+    spec: InputSpec, source: str = DEFAULT_DATA, *, calibration: int = 128, verification: int = 64
+) -> ProofImages:
+    """Draw calibration images from the training split of `source` and verification images from its test split.
+
+    The photographs are too few to keep apart: all of them verify.
+    """
+    if spec.size[0] != 3:
+        raise BadInput(f"The model takes {spec.size[0]} channels; pocketvit feeds RGB images, which have 3.")
+    return ProofImages(
+        calibration=sample(open_data(source, "train"), spec, calibration, seed=0),
+        verification=sample(
+            open_data(source, "all" if source == DEFAULT_DATA else "test"), spec, verification, seed=1
+        ),
+    )
+
+
+def export(
+    model: Model,
+    target: str,
+    path: Path | str,
+    precision: str = Precision.FP32,
+    *,
+    images: ProofImages | None = None,
+    threads: int = 2,
+) -> Verification:
+    """Write `model` to `path` for `target`, reload it from disk and prove it; only a proven file stays.
+
+    images: real images to calibrate and verify with; crops of two photographs when not given. Raises BadInput before
+    any work for a target, precision, suffix or path that cannot be, CheckFailed when the model cannot be converted or
+    the file does not hold up, with the number; nothing is left behind then.
+    """
+    chosen = TARGETS.get(target)
+    wanted = parse_precision(chosen, precision)
+    path = Path(path)
+    _check_destination(path, chosen.suffix)
+    chosen.require()
+    images = images or proof_images(model.spec)
+    reference = EagerRunner(model, threads)(images.verification)
+    refuse_degenerate(reference)
+    shown = min(golden_count(model.spec), len(reference))
+    with files.workspace(path) as partial:
+        draft = Artifact(
+            path=partial / path.name,
+            target=target,
+            precision=wanted,
+            model=model.name,
+            trained=model.trained,
+            classes=model.classes,
+            spec=model.spec,
+            golden=make_golden(images.verification[:shown], reference[:shown]),
+            weights_sha256=weights_sha256(model.module),
+            made_with=environment.versions(),
+        )
+        try:
+            chosen.export(deployable(model), draft, images.calibration)
+        except (PocketvitError, OSError, MemoryError):
+            raise
+        except Exception as e:  # a converter may raise anything; the chained traceback goes to the log
+            raise CheckFailed(f"{target} cannot convert {model.display_name}: {_first_line(e)}") from e
+        found = _verify(read_artifact(draft.path), model, reference, images.verification, threads)
+        if found.failures:
+            raise CheckFailed(f"{target}:{wanted} of {model.display_name} {' Also: '.join(found.failures)}")
+        # companions first: the file a user names appears last, when all it needs is there
+        for made in sorted(chosen.files(draft.path), key=lambda p: p == draft.path):
+            files.fsync_tree(made)
+            final = path.with_name(made.name)
+            if final.is_dir():
+                files.remove(final)
+            made.replace(final)
+    return Verification(
+        artifact=read_artifact(path),
+        agreement=found.agreement,
+        golden=found.golden,
+        structure=found.structure,
+        failures=(),
+    )
+
+
+def verify(
+    path: Path | str, model: Model, *, images: NDArray[np.float32] | None = None, threads: int = 2
+) -> Verification:
+    """Hold a file against the model it came from, on real images (N, C, H, W) and on its own golden vectors.
+
+    Raises BadInput when the two cannot be compared, CheckFailed when the model's outputs are degenerate.
+    """
+    artifact = read_artifact(Path(path))
+    if artifact.classes != model.classes or artifact.spec.size != model.spec.size:
+        raise BadInput(
+            f"{path} maps {artifact.spec.size} to {artifact.classes} classes, {model.name} {model.spec.size} to "
+            f"{model.classes}; it was made from another model."
+        )
+    if images is None:
+        images = proof_images(model.spec).verification
+    return _verify(artifact, model, EagerRunner(model, threads)(images), images, threads)
+
+
+def _verify(
+    artifact: Artifact, model: Model, reference: NDArray[np.float32], images: NDArray[np.float32], threads: int
+) -> Verification:
+    refuse_degenerate(reference)
+    target = TARGETS.get(artifact.target)
+    failures = []
+    if artifact.weights_sha256 != weights_sha256(model.module):
+        failures.append(f"was made from other weights than those of {model.name}.")
+    agreement = golden = structure = None
+    try:
+        runner = target.load(artifact, threads)
+    except CannotRunHere as e:
+        # without a runtime the structure is all that can be checked, and the sentence says so
+        golden_images(artifact)
+        elements = sum(t.numel() for t in model.module.state_dict().values())
+        structure = (
+            f"{e} Checked without running: {target.structure(artifact, elements)}" if target.structure else str(e)
+        )
+    else:
+        agreement = compare_logits(reference, runner(images), runner.evidence)
+        expected = np.asarray(artifact.golden.logits, dtype=np.float32)
+        golden = compare_logits(expected, runner(golden_images(artifact)), runner.evidence)
+        failures += _shortfalls(artifact, agreement, golden)
+    return Verification(
+        artifact=artifact, agreement=agreement, golden=golden, structure=structure, failures=tuple(failures)
+    )
+
+
+def _shortfalls(artifact: Artifact, agreement: Agreement, golden: Agreement) -> list[str]:
+    found = []
+    floor = artifact.precision.floor_db
+    for where, result in (("the model's logits", agreement), ("its golden logits", golden)):
+        if result.sqnr_db < floor:
+            found.append(
+                f"is {result.sqnr_db:.1f} dB from {where}, below the {floor:.0f} dB floor of {artifact.precision}; "
+                f"the worst of {result.images} images is number {result.worst_image}."
+            )
+    # the classes of an untrained model mean nothing, so their agreement proves nothing either
+    if artifact.trained and agreement.top1 < LEAST_TOP1:
+        found.append(
+            f"gives the model's top class on {agreement.top1:.0%} of {agreement.images} images, less than "
+            f"{LEAST_TOP1:.0%}."
+        )
+    return found
+
+
+def is_artifact(source: str) -> bool:
+    """True when `source` looks like an exported file rather than a model's name."""
+    return any(source.rstrip("/").endswith(TARGETS.get(name).suffix) for name in TARGETS)
+
+
+def load(source: str | Path, threads: int = 2, *, pretrained: bool = False) -> Runner:
+    """Load an exported file with its own runtime, or a model by name in eager PyTorch.
+
+    Raises BadInput for a file that is missing or not ours, CannotRunHere where this machine has no runtime for it.
+    """
+    if is_artifact(str(source)):
+        artifact = read_artifact(Path(source))
+        target = TARGETS.get(artifact.target)
+        target.require()
+        return target.load(artifact, threads)
+    return EagerRunner(create(str(source), pretrained=pretrained), threads)
+
+
+def evaluate(
+    source: str | Path | Runner,
+    data: str | ImageDataset,
+    *,
+    split: str = "test",
+    threads: int = 2,
+    progress: Progress = silent,
+) -> Accuracy:
+    """Top-1 and top-5 of a file or model over every image of a data set's split."""
+    dataset = open_data(data, split) if isinstance(data, str) else data
+    runner = source if isinstance(source, Runner) else load(source, threads)
+    return accuracy(runner, dataset, progress)
+
+
+def bench(
+    sources: Sequence[str | Path | Runner],
+    *,
+    data: str = DEFAULT_DATA,
+    rounds: int = 50,
+    warmup: int = 5,
+    threads: int = 2,
+    progress: Progress = silent,
+) -> tuple[Latency, ...]:
+    """Time files and models against each other on a real image, interleaved, batch 1; one Latency each, in order."""
+    runners = [source if isinstance(source, Runner) else load(source, threads) for source in sources]
+    dataset = open_data(data, "test")
+    images = [sample(dataset, runner.spec, 1) for runner in runners]
+    return interleave(runners, images, rounds=rounds, warmup=warmup, progress=progress)
+
+
+def classify(runner: Runner, pictures: Sequence[Image], top: int = 5) -> list[list[tuple[str, float]]]:
+    """The `top` classes of each picture (PIL, any size) with their probabilities, prepared as the model wants it."""
+    prepare = preprocess(runner.spec)
+    logits = runner(np.stack([prepare(picture) for picture in pictures]).astype(np.float32) / 255)
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    names = runner.spec.labels or tuple(f"class {i}" for i in range(runner.classes))
+    return [
+        [(names[i], float(row[i])) for i in np.argsort(-row)[:top]]
+        for row in powers / powers.sum(axis=1, keepdims=True)
+    ]
+
+
+def profiles(runners: Sequence[Runner], data: str = DEFAULT_DATA, runs: int = 10) -> list[tuple[OpTime, ...] | None]:
+    """Time per kind of operation for each runner, on a real image; None where its runtime offers no profile."""
+    dataset = open_data(data, "test")
+    return [runner.profile(sample(dataset, runner.spec, 1), runs) for runner in runners]
+
+
+def check_export(text: str, directory: Path, output: Path | None, model: str) -> tuple[Target, Precision, Path]:
+    """Read 'target:precision' and decide the file's path; BadInput for whatever would stop the export later."""
+    target, precision = parse_export(text)
+    target.require()
+    if directory.exists() and not directory.is_dir():
+        raise BadInput(f"{directory} is a file; --out needs a directory.")
+    path = output or directory / export_name(Path(model.rstrip("/")).name, precision, target)
+    _check_destination(path, target.suffix)
+    return target, precision, path
+
+
+def export_name(model: str, precision: Precision, target: Target) -> str:
+    """The file name of an export: the model's name made safe, its precision, the target's suffix."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in model.removesuffix(".safetensors"))
+    return f"{safe}_{precision}{target.suffix}"
+
+
+def _check_destination(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        known = [TARGETS.get(name).suffix for name in TARGETS]
+        hint = close_matches(path.suffix, known) if path.suffix not in known else ""
+        raise BadInput(f"{path.name} should end in {suffix} for this target, not {path.suffix or 'nothing'}.{hint}")
+    if not path.exists():
+        return
+    try:
+        read_artifact(path)
+    except BadInput as e:
+        raise BadInput(f"{path} exists and was not made by pocketvit; choose another name or remove it.") from e
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

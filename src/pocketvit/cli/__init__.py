@@ -1,0 +1,45 @@
+"""The command line: parses, calls, prints. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+
+app = typer.Typer(
+    name="pocketvit",
+    help="Put a vision transformer on a phone or edge device and prove that it still works.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: pocketvit demo",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"pocketvit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# each file adds its commands to the app
+for _commands in ("runs", "models", "files", "doctor"):
+    importlib.import_module(f".{_commands}", __name__)
+
+
+def main() -> None:
+    """Entry point of the `pocketvit` command."""
+    app()

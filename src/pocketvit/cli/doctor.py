@@ -1,0 +1,133 @@
+"""The doctor command: what works here, what is missing, and the exact command that fixes it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+from . import app
+from .options import AsJson
+from .session import session
+
+_PROBE_S = 2.2  # doctor answers within three seconds even where an import hangs
+_CORE = ("torch", "torchvision", "timm", "accelerate", "safetensors", "numpy")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say which targets work here and how to fix those that do not.
+
+    Example: pocketvit doctor
+    """
+    with session("doctor", as_json) as out:
+        from rich.markup import escape
+
+        probe = _start_probe()
+        targets = _targets()
+        problems = _core_problems()
+        problems += _probe_problems(probe) if not problems else []
+        lines = [f"pocketvit {metadata.version('pocketvit')}, Python {sys.version.split()[0]}"]
+        lines += [f"[red]problem[/red] {escape(p['problem'])} Fix: {escape(p['fix'])}" for p in problems]
+        if not problems:
+            lines.append("core: " + ", ".join(f"{name} {metadata.version(name)}" for name in _CORE[:3]) + ", usable")
+        for entry in targets:
+            state = f"[green]{entry['state']}[/green]" if entry["usable"] else f"[yellow]{entry['state']}[/yellow]"
+            fix = f" Fix: {entry['fix']}" if entry["fix"] else ""
+            lines.append(f"{entry['target']:13} {state}  {escape(', '.join(entry['precisions']))}{escape(fix)}")
+        ok = not problems and all(entry["usable"] for entry in targets)
+        document = {"ok": ok, "problems": problems, "targets": targets, "python": sys.version.split()[0]}
+        out.finish(document, *lines, ok=not problems)
+
+
+def _targets() -> list[dict[str, Any]]:
+    from ..targets import TARGETS
+
+    found = []
+    for name in TARGETS:
+        target = TARGETS.get(name)
+        missing = target.missing()
+        runs = target.runs_on_linux or sys.platform == "darwin"
+        state = f"missing {', '.join(missing)}" if missing else "usable" if runs else "exports; runs on a Mac only"
+        found.append(
+            {
+                "target": name,
+                "usable": not missing,
+                "runs_here": runs and not missing,
+                "state": state,
+                "precisions": [str(p) for p in target.precisions],
+                "fix": f"pip install 'pocketvit[{target.extra}]'" if missing else None,
+            }
+        )
+    return found
+
+
+def _core_problems() -> list[dict[str, str]]:
+    """Missing core packages, and a torchvision that was built for another torch, from package metadata alone."""
+    installed = {name: _version(name) for name in _CORE}
+    problems = [
+        {"problem": f"{name} is not installed.", "fix": "pip install pocketvit"}
+        for name, version in installed.items()
+        if version is None and name != "torchvision"
+    ]
+    torch_version = installed["torch"]
+    if torch_version is None:
+        return problems
+    if installed["torchvision"] is None:
+        fix = "pip install --no-deps torchvision"
+        problems.append({"problem": f"torchvision is not installed beside torch {torch_version}.", "fix": fix})
+        return problems
+    needs = [r for r in metadata.requires("torchvision") or [] if re.match(r"torch\s*[=(]", r)]
+    wanted = re.search(r"==\s*([\w.+]+)", needs[0]) if needs else None
+    if wanted and wanted.group(1).split("+")[0] != torch_version.split("+")[0]:
+        problems.append(
+            {
+                "problem": f"torchvision {installed['torchvision']} was built for torch {wanted.group(1)}, "
+                f"but torch is {torch_version}; the two must match.",
+                "fix": f"pip install torch=={wanted.group(1)} && pip install --no-deps "
+                f"torchvision=={installed['torchvision']}",
+            }
+        )
+    return problems
+
+
+def _version(name: str) -> str | None:
+    try:
+        version = metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+    # metadata without the package itself is what an interrupted uninstall leaves behind
+    return version if util.find_spec(name) is not None else None
+
+
+def _start_probe() -> subprocess.Popen[str]:
+    """Import torch and timm for real, in a process of its own, so that a crash or a hang cannot take us along."""
+    code = "from pocketvit import torchvision_repair\nimport timm.layers\n"
+    return subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", code],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(sys.prefix),
+    )
+
+
+def _probe_problems(probe: subprocess.Popen[str]) -> list[dict[str, str]]:
+    try:
+        _, errors = probe.communicate(timeout=_PROBE_S)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        probe.communicate()
+        return []  # slow, not broken: a cold disk takes longer than doctor may
+    if probe.returncode == 0:
+        return []
+    last = (errors.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
+    return [
+        {
+            "problem": f"torch, torchvision or timm cannot be imported: {last}",
+            "fix": "pip install --force-reinstall torch timm && pip install --force-reinstall --no-deps torchvision",
+        }
+    ]

@@ -1,0 +1,216 @@
+"""Commands about exported files: export, verify, eval, bench."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import BadInput, PocketvitError
+from . import app
+from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Threads
+from .session import session
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    to: Annotated[list[str], typer.Option("--to", metavar="TARGET[:PRECISION]", help="Repeatable; fp32 if left out.")],
+    out_dir: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path("exported"),
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file itself, with a single --to.")] = None,
+    data: Data = "photos",
+    pretrained: Pretrained = False,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model to files, reload each from disk, and prove it against the model on real images.
+
+    Example: pocketvit export my_vit --to onnx:w8a8-dynamic --to coreml:fp16 --data folder:photos
+    """
+    with session("export", as_json) as out:
+        from rich.markup import escape
+
+        from ..artifacts import check_export, proof_images
+        from ..artifacts import export as run_export
+        from ..files import size_bytes
+        from ..models import create
+        from ..targets import TARGETS
+
+        if output is not None and len(to) != 1:
+            raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
+        jobs = [check_export(text, out_dir, output, model) for text in to]
+        made_from = create(model, pretrained=pretrained)
+        images = proof_images(made_from.spec, data)
+        document: list[dict[str, Any]] = []
+        lines = [
+            f"[bold]{escape(made_from.display_name)}[/bold], proven on {len(images.verification)} images of {data}"
+        ]
+        for done, (target, precision, path) in enumerate(jobs):
+            out.progress("export", done, len(jobs))
+            try:
+                found = run_export(made_from, target.name, path, precision, images=images, threads=threads)
+            except PocketvitError as e:
+                if isinstance(e, BadInput):
+                    raise
+                document.append({"target": target.name, "precision": precision, "ok": False, "check": f"failed: {e}"})
+                lines.append(f"  [red]failed[/red] {escape(str(e))}")
+                continue
+            size = size_bytes(TARGETS.get(target.name).files(path))
+            document.append(
+                {
+                    "target": target.name,
+                    "precision": precision,
+                    "ok": True,
+                    "file": path,
+                    "size_bytes": size,
+                    "quantized": found.artifact.quantized,
+                    "agreement": found.agreement,
+                    "check": found.sentence,
+                }
+            )
+            layers = f", {found.artifact.quantized} layers quantized" if found.artifact.quantized else ""
+            lines.append(f"  {escape(str(path))}  {size / 1e6:.2f} MB{layers}  {escape(found.sentence)}")
+        out.finish(
+            {"model": made_from.name, "trained": made_from.trained, "files": document},
+            *lines,
+            ok=all(entry["ok"] for entry in document),
+        )
+
+
+@app.command()
+def verify(
+    artifact: Annotated[Path, typer.Argument(help="An exported file.")],
+    against: Annotated[str, typer.Option("--against", metavar="MODEL", help=MODEL_HELP)],
+    data: Data = "photos",
+    pretrained: Pretrained = False,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Hold an exported file against the model it came from, on real images and on its golden vectors.
+
+    Example: pocketvit verify exported/my_vit_fp32.onnx --against my_vit --data folder:photos
+    """
+    with session("verify", as_json) as out:
+        from rich.markup import escape
+
+        from ..artifacts import proof_images
+        from ..artifacts import verify as run_verify
+        from ..models import create
+        from ..targets import read_artifact
+
+        read_artifact(artifact)  # a file that cannot be read is refused before the model is built
+        model = create(against, pretrained=pretrained)
+        images = proof_images(model.spec, data)
+        found = run_verify(artifact, model, images=images.verification, threads=threads)
+        lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(found.sentence)}"]
+        if found.agreement is not None and found.golden is not None:
+            lines += [
+                f"  cosine {found.agreement.cosine:.6f}, largest error {found.agreement.max_abs_error:.2e}, worst "
+                f"image number {found.agreement.worst_image}, smallest margin {found.agreement.smallest_margin:.2e}",
+                f"  golden vectors in the file: {found.golden.sqnr_db:.1f} dB on {found.golden.images} images",
+            ]
+        lines += [f"  also: {escape(failure)}" for failure in found.failures[1:]]
+        out.finish(
+            {
+                "file": artifact,
+                "model": found.artifact.model,
+                "ok": not found.failures,
+                "check": found.sentence,
+                "floor_db": found.artifact.precision.floor_db,
+                "agreement": found.agreement,
+                "golden": found.golden,
+                "structure": found.structure,
+                "failures": found.failures,
+            },
+            *lines,
+            ok=not found.failures,
+        )
+
+
+@app.command(name="eval")
+def evaluate(
+    source: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help=ANY_HELP)],
+    data: Data,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
+    pretrained: Pretrained = False,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the accuracy of a model or of an exported file itself, on every image.
+
+    Example: pocketvit eval exported/my_vit_w8a8.xml --data folder:photos
+    """
+    with session("eval", as_json) as out:
+        from rich.markup import escape
+
+        from ..artifacts import load
+        from ..data import open_data
+        from ..measure.accuracy import accuracy
+
+        dataset = open_data(data, split, strict=strict)
+        runner = load(source, threads, pretrained=pretrained)
+        found = accuracy(runner, dataset, out.progress)
+        skipped = f", {found.skipped} unreadable ones skipped" if found.skipped else ""
+        out.finish(
+            {"name": runner.name, "data": data, "split": split, "accuracy": found},
+            f"[bold]{escape(runner.name)}[/bold]: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} on {found.images} "
+            f"images of {escape(data)} ({split}{skipped}), {found.evidence}",
+        )
+
+
+@app.command()
+def bench(
+    sources: Annotated[list[str], typer.Argument(metavar="MODEL|ARTIFACT...", help=ANY_HELP)],
+    rounds: Annotated[int, typer.Option(min=1, help="Times each is run; all are interleaved.")] = 50,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds before the clock starts.")] = 5,
+    data: Data = "photos",
+    profile: Annotated[bool, typer.Option("--profile", help="Add the most expensive operations.")] = False,
+    pretrained: Pretrained = False,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Time models and files against each other at batch 1, interleaved in one process.
+
+    Example: pocketvit bench my_vit exported/my_vit_fp32.onnx exported/my_vit_w8a8.xml --profile
+    """
+    with session("bench", as_json) as out:
+        from rich.markup import escape
+        from rich.table import Table
+
+        from ..artifacts import bench as run_bench
+        from ..artifacts import load, profiles
+        from ..measure.environment import environment
+
+        runners = [load(source, threads, pretrained=pretrained) for source in sources]
+        found = run_bench(runners, data=data, rounds=rounds, warmup=warmup, progress=out.progress)
+        profiled = profiles(runners, data) if profile else [None] * len(runners)
+        described = environment(threads)
+        table = Table("candidate", "median ms", "p10 - p90", "ratio", box=None, pad_edge=False)
+        for runner, latency in zip(runners, found, strict=True):
+            table.add_row(
+                escape(runner.name),
+                f"{latency.median_ms:.2f}",
+                f"{latency.p10_ms:.2f} - {latency.p90_ms:.2f}",
+                f"{latency.median_ms / found[0].median_ms:.2f}x",
+            )
+        note = (
+            f"{rounds} interleaved rounds after {warmup} of warm-up, batch 1, {threads} threads, {described['cpu']}; "
+            "measured: compare within this table only"
+        )
+        lines: list[Any] = [table, note]
+        for runner, ops in zip(runners, profiled, strict=True):
+            if profile and ops is None:
+                lines.append(f"{escape(runner.name)}: its runtime offers no profile")
+            elif ops:
+                top = ", ".join(f"{op.op} {op.ms:.2f} ms ({op.calls}x)" for op in ops[:5])
+                lines.append(f"{escape(runner.name)}: {escape(top)}")
+        document = {
+            "candidates": [
+                {"name": runner.name, "source": source, "latency": latency, "profile": ops}
+                for source, runner, latency, ops in zip(sources, runners, found, profiled, strict=True)
+            ],
+            "environment": described,
+        }
+        out.finish(document, *lines)

@@ -1,0 +1,170 @@
+"""Commands about models: models, info, classify, train."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import BadInput
+from . import app
+from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Threads
+from .session import session
+
+_SHOWN = 12
+
+
+@app.command()
+def models(
+    pattern: Annotated[str, typer.Argument(help="Names to list; * stands for anything.")] = "*",
+    all_: Annotated[bool, typer.Option("--all", help="List every match, not only the first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the models that can be named.
+
+    Example: pocketvit models '*mobilevit*'
+    """
+    with session("models", as_json) as out:
+        from ..models.create import list_models
+
+        found = list_models(pattern)
+        if not found:
+            raise BadInput(f"No model matches {pattern!r}; try '*{pattern.strip('*')}*' or pocketvit models.")
+        shown = found if all_ else found[:_SHOWN]
+        lines = [f"{m['name']}{'  (weights to download)' if m['pretrained'] else ''}" for m in shown]
+        if len(found) > len(shown):
+            lines.append(f"... and {len(found) - len(shown)} more; --all lists them.")
+        out.finish(found, "\n".join(lines))
+
+
+@app.command()
+def info(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    pretrained: Pretrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Describe a model: size, cost, and what its input must look like.
+
+    Example: pocketvit info deit_tiny_patch16_224
+    """
+    with session("info", as_json) as out:
+        from rich.markup import escape
+
+        from ..measure.cost import cost
+        from ..models import create, weights_sha256
+
+        found = create(model, pretrained=pretrained)
+        counted = cost(found)
+        spec = found.spec
+        document = {
+            "name": found.name,
+            "trained": found.trained,
+            "params": counted.params,
+            "macs": counted.macs,
+            "classes": found.classes,
+            "input": {k: v for k, v in _spec(spec).items() if k != "labels"},
+            "labels": spec.labels[:5],
+            "weights_sha256": weights_sha256(found.module),
+        }
+        channels, height, width = spec.size
+        out.finish(
+            document,
+            f"[bold]{escape(found.display_name)}[/bold]",
+            f"  {counted.params / 1e6:.2f} M parameters, {counted.macs / 1e9:.3f} G multiply-accumulates per image",
+            f"  input {channels} x {height} x {width}, {spec.interpolation}, crop {spec.crop_pct:g} {spec.crop_mode}",
+            f"  mean {_numbers(spec.mean)}, std {_numbers(spec.std)}, applied inside every exported file",
+            f"  {found.classes} classes{escape(_first(spec.labels))}",
+        )
+
+
+@app.command()
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="M", help=ANY_HELP)],
+    top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 5,
+    pretrained: Pretrained = False,
+    threads: Threads = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Name what is in pictures, with a model or an exported file.
+
+    Preprocessing is the checkpoint's own.
+
+    Example: pocketvit classify cat.jpg --model deit_tiny_patch16_224 --pretrained
+    """
+    with session("classify", as_json) as out:
+        from rich.markup import escape
+
+        from ..artifacts import classify as run_classify
+        from ..artifacts import load
+        from ..data import load_image
+
+        pictures = [load_image(path) for path in images]
+        runner = load(model, threads, pretrained=pretrained)
+        answers = run_classify(runner, pictures, top)
+        document: list[dict[str, Any]] = []
+        lines: list[str] = [f"[bold]{escape(runner.name)}[/bold]"]
+        for path, answer in zip(images, answers, strict=True):
+            document.append({"image": str(path), "classes": [{"name": n, "probability": p} for n, p in answer]})
+            named = ", ".join(f"{name} {probability:.1%}" for name, probability in answer)
+            lines.append(f"{escape(str(path))}: {escape(named)}")
+        out.finish({"model": runner.name, "images": document}, *lines)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+    data: Data,
+    out_dir: Annotated[Path, typer.Option("--out", help="Checkpoint directory to write.")],
+    config: Annotated[Path | None, typer.Option(help="YAML file with training settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One training setting; repeatable.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Model to distil from; needs --set distillation=soft|hard.")
+    ] = None,
+    pretrained: Pretrained = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train or fine-tune a model; run the same command again to go on after an interruption.
+
+    Defaults are DeiT's. On several processes or machines: accelerate launch -m pocketvit train ...
+
+    Example: pocketvit train vit_tiny_patch16_224 --data folder:photos --out my_vit --set epochs=20
+    """
+    with session("train", as_json) as out:
+        from ..training import train_checkpoint
+
+        trained = train_checkpoint(
+            model,
+            data,
+            out_dir,
+            config=config,
+            settings=settings or [],
+            teacher=teacher,
+            pretrained=pretrained,
+            progress=out.progress,
+        )
+        out.finish(
+            trained,
+            f"{trained['model']}: {trained['val_top1']:.2%} of {trained['val_images']} validation images, "
+            f"{trained['test_top1']:.2%} of {trained['test_images']} test images",
+            f"Checkpoint: {out_dir}",
+        )
+
+
+def _spec(spec: Any) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(spec)
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:g}" for value in values)
+
+
+def _first(labels: tuple[str, ...]) -> str:
+    if not labels:
+        return " without names"
+    return f": {'; '.join(labels[:3])}{'; ...' if len(labels) > 3 else ''}"

@@ -1,0 +1,48 @@
+"""Passes: frozen config + function, model -> new model. Adding one means adding one file to this package."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..configs import read_config
+from ..errors import BadInput
+from ..models import Model
+from ..registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pass:
+    """A rewrite or compression of a model.
+
+    config: a frozen dataclass whose defaults are neutral: applying them gives an equal model. apply: takes a model
+    and a config and returns a new model, leaving its input untouched; raises BadInput naming what it cannot handle.
+    """
+
+    config: type
+    apply: Callable[[Model, Any], Model]
+
+
+PASSES: Registry[Pass] = Registry("pass", __name__)
+
+
+def read_passes(raw: Sequence[Any], where: str) -> tuple[Any, ...]:
+    """Read pass configs from a recipe's list of mappings, each with a key 'pass' that names one."""
+    configs = []
+    for i, entry in enumerate(raw):
+        if not isinstance(entry, dict) or "pass" not in entry:
+            raise BadInput(f"{where}[{i}] must be a mapping with a key 'pass'; known passes: {', '.join(PASSES)}.")
+        options = {key: value for key, value in entry.items() if key != "pass"}
+        configs.append(read_config(PASSES.get(entry["pass"]).config, options, f"{where}[{i}]"))
+    return tuple(configs)
+
+
+def apply(model: Model, configs: Sequence[Any]) -> Model:
+    """Apply passes in order, each found by the type of its config."""
+    by_config = {PASSES.get(name).config: PASSES.get(name) for name in PASSES}
+    for config in configs:
+        if type(config) not in by_config:
+            raise BadInput(f"{type(config).__name__} is not the config of a pass; known passes: {', '.join(PASSES)}.")
+        model = by_config[type(config)].apply(model, config)
+    return model

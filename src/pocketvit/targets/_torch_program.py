@@ -1,0 +1,117 @@
+"""From an nn.Module to an exported program of one image: capturing, casting, PyTorch's own quantization, counting."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ..types import InputSpec, Quantized
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+_LAYERS = {"linear", "convolution", "conv1d", "conv2d", "conv_transpose2d", "addmm", "mm", "bmm", "matmul"}
+_KEEPS_WEIGHTS = {
+    "permute", "permute_copy", "transpose", "t", "t_copy", "view", "view_copy", "reshape", "unsqueeze",
+    "unsqueeze_copy", "squeeze", "squeeze_copy", "expand", "expand_copy", "clone", "_clone_dim_order", "_to_copy",
+}  # fmt: skip
+
+
+class Cast(nn.Module):
+    """Runs a module in another float type, between a float32 image and float32 logits."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = module
+        self.dtype = dtype
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Map float32 (1, C, H, W) to float32 (1, classes)."""
+        return self.module(image.to(self.dtype)).float()
+
+
+def cast(module: nn.Module, dtype: str) -> nn.Module:
+    """Return a copy of `module` with weights and arithmetic in `dtype` (float16, bfloat16)."""
+    kind = getattr(torch, dtype)
+    return Cast(copy.deepcopy(module).to(kind), kind).eval()
+
+
+def capture(module: nn.Module, spec: InputSpec) -> ExportedProgram:
+    """Export `module` for one image of the spec's size."""
+    with torch.no_grad():
+        return torch.export.export(module, (torch.zeros(1, *spec.size),))
+
+
+def quantize(
+    module: nn.Module, spec: InputSpec, quantizer: Any, calibration: NDArray[np.float32] | None
+) -> ExportedProgram:
+    """Quantize after training with PyTorch 2 export (torchao): observe the calibration images, convert, export again.
+
+    Without calibration (dynamic ranges) one grey image is run, so that the weights' ranges are taken.
+    """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    with torch.no_grad():
+        prepared = prepare_pt2e(capture(module, spec).module(), quantizer)
+        for image in torch.full((1, *spec.size), 0.5) if calibration is None else torch.from_numpy(calibration):
+            prepared(image[None])
+        converted = convert_pt2e(prepared)
+        _drop_unused_weights(converted)
+        return torch.export.export(converted, (torch.zeros(1, *spec.size),))
+
+
+def _drop_unused_weights(module: torch.fx.GraphModule) -> None:
+    """Remove the float weights that conversion replaced; they would be saved along with the integers."""
+    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
+        owner, _, attribute = name.rpartition(".")
+        delattr(module.get_submodule(owner), attribute)
+
+
+def count_quantized(program: ExportedProgram) -> Quantized:
+    """Count convolutions, linears and products with a constant whose weights are integers, of all of them."""
+    images = set(program.graph_signature.user_inputs)
+    kinds = [
+        integer
+        for node in program.graph.nodes
+        if node.op == "call_function" and _name(node) in _LAYERS and (integer := _weights(node, images)) is not None
+    ]
+    return Quantized(layers=sum(kinds), of=len(kinds))
+
+
+def _weights(node: Node, images: set[str]) -> bool | None:
+    """True for a layer with integer weights, False for float weights, None for a product of two activations."""
+    stored = [kind for argument in node.args[:3] if (kind := _stored(argument, images)) is not None]
+    operands = stored if _name(node) not in {"linear", "convolution", "conv1d", "conv2d", "conv_transpose2d"} else [
+        _stored(node.args[1], images)
+    ]
+    known = [kind for kind in operands if kind is not None]
+    return any(known) if known else None
+
+
+def _stored(argument: Any, images: set[str]) -> bool | None:
+    """Whether a constant is stored as integers (behind a dequantize); None for an activation."""
+    integer = False
+    while isinstance(argument, torch.fx.Node) and argument.op == "call_function":
+        name = _name(argument)
+        if name.startswith("dequantize_per_"):
+            integer = True
+        elif name not in _KEEPS_WEIGHTS:
+            return None
+        argument = argument.args[0]
+    if not isinstance(argument, torch.fx.Node) or argument.name in images:
+        return None
+    return integer
+
+
+def _name(node: Node) -> str:
+    """Operator name without namespace and overload: 'aten.linear.default' -> 'linear'."""
+    target = node.target
+    schema = getattr(getattr(target, "_op", target), "_schema", None) or getattr(target, "_schema", None)
+    return schema.name.split("::")[-1] if schema is not None else getattr(target, "__name__", str(target))

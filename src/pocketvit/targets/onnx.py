@@ -1,0 +1,154 @@
+"""ONNX files, run by ONNX Runtime on the CPU; metadata in the model's metadata_props."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput
+from ..types import METADATA_KEY, Artifact, OpTime, Precision, Quantized, Runner
+from . import TARGETS, Target
+from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
+from ._runner import FileRunner, Stopwatch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+    from numpy.typing import NDArray
+    from torch import nn
+
+_PROFILE_WARM_UP = 3
+
+
+def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
+    """Export through torch.export (dynamo), quantize where asked, save as one file without external data."""
+    from ._onnx_graph import count_quantized, quantize_dynamic, quantize_static, without_traces
+
+    if draft.precision is Precision.FP16:
+        from ._torch_program import cast
+
+        model = without_traces(_convert(cast(module, "float16"), draft))
+    else:
+        model = without_traces(_convert(module, draft))
+    if draft.precision is Precision.W8A8_DYNAMIC:
+        model = quantize_dynamic(model)
+    elif draft.precision is Precision.W8A8:
+        assert calibration is not None  # checked by Target.export
+        model = quantize_static(model, calibration)
+    quantized = count_quantized(model) if draft.precision.is_quantized else None
+    artifact = dataclasses.replace(draft, quantized=quantized)
+    del model.metadata_props[:]
+    model.metadata_props.add(key=METADATA_KEY, value=artifact.to_json())
+    model.producer_name, model.producer_version = "pocketvit", ""
+    artifact.path.write_bytes(model.SerializeToString())
+    return artifact
+
+
+def _convert(module: nn.Module, draft: Artifact) -> onnx.ModelProto:
+    import torch
+
+    image = torch.zeros(1, *draft.spec.size)
+    program = torch.onnx.export(
+        module, (image,), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
+    )
+    assert program is not None  # only without dynamo
+    return program.model_proto
+
+
+def open_runner(artifact: Artifact, threads: int) -> Runner:
+    """Start a session on the CPU; threads do not spin between images, so that other candidates are not disturbed."""
+    with damage_reported(artifact.path, "ONNX"):
+        _refuse_external_data(artifact.path)
+        session = _session(artifact.path, threads)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if [i.name for i in inputs] != ["image"] or [o.name for o in outputs] != ["logits"]:
+        raise BadInput(f"{artifact.path} does not map one 'image' to one 'logits'; export it again.")
+    check_shapes(artifact, inputs[0].shape, outputs[0].shape)
+
+    def run_one(image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return session.run(["logits"], {"image": image})[0]
+
+    def profiled(image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:
+        return _profile(artifact.path, threads, image, runs)
+
+    return FileRunner(artifact, threads, run_one, profiled)
+
+
+def _session(path: Path, threads: int, profile_prefix: str | None = None) -> Any:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # only the official Windows builds have any
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if profile_prefix:
+        options.enable_profiling = True
+        options.profile_file_prefix = profile_prefix
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def _profile(path: Path, threads: int, image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:
+    """Run a second session with ONNX Runtime's own profiler; the first runs of each node are warm-up."""
+    with tempfile.TemporaryDirectory() as directory:
+        session = _session(path, threads, str(Path(directory) / "profile"))
+        for _ in range(_PROFILE_WARM_UP + runs):
+            session.run(["logits"], {"image": image})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    seen: dict[str, int] = {}
+    watch = Stopwatch()
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            seen[event["name"]] = seen.get(event["name"], 0) + 1
+            if seen[event["name"]] > _PROFILE_WARM_UP:
+                watch.add(event["args"]["op_name"], event["dur"] / 1000)
+    return watch.per_run(runs)
+
+
+def _refuse_external_data(path: Path) -> None:
+    """Raise BadInput when a tensor lives in another file: ours never do, and the name could point anywhere."""
+    import onnx
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
+
+    model = onnx.load(str(path), load_external_data=False)
+    if any(uses_external_data(tensor) for tensor in _get_all_tensors(model)):
+        raise BadInput(f"{path} keeps weights in other files, which pocketvit never writes and does not open.")
+
+
+def embedded(path: Path) -> str:
+    """Return the JSON in metadata_props."""
+    import onnx
+
+    with damage_reported(path, "ONNX"):
+        model = onnx.load(str(path), load_external_data=False)
+    for prop in model.metadata_props:
+        if prop.key == METADATA_KEY:
+            check_metadata_size(path, len(prop.value))
+            return prop.value
+    raise no_metadata(path)
+
+
+TARGETS.add(
+    "onnx",
+    Target(
+        name="onnx",
+        suffix=".onnx",
+        precisions={
+            Precision.FP32: "torch.onnx dynamo exporter",
+            Precision.FP16: "weights and arithmetic in float16; ONNX Runtime casts where the CPU has no float16 kernel",
+            Precision.W8A8_DYNAMIC: "ONNX Runtime quantize_dynamic, per channel, MatMul and Gemm "
+            "(its CPU has no kernel for the ConvInteger that convolutions become)",
+            Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",
+        },
+        packages=("onnx", "onnxscript", "onnxruntime"),
+        extra="onnx",
+        runs_on_linux=True,
+        write=write,
+        open=open_runner,
+        embedded=embedded,
+    ),
+)

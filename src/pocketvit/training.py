@@ -1,0 +1,86 @@
+"""Training from names: a model, a data set and settings in, a checkpoint directory out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from .data import open_data
+from .errors import BadInput
+from .files import remove
+from .measure.accuracy import accuracy
+from .models import EagerRunner, create, save
+from .models.checkpoint import CONFIG
+from .train import TrainConfig, fit
+from .types import Progress, silent
+
+
+def train_checkpoint(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    config: Path | None = None,
+    settings: Sequence[str] = (),
+    teacher: str | None = None,
+    pretrained: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train `model` on `data` and write a checkpoint directory; called again, it goes on where it was interrupted.
+
+    config: a YAML file of TrainConfig keys; settings: 'key=value' each, over those of the file. Returns what the
+    model reached. Raises BadInput for anything that does not fit, before work.
+    """
+    chosen = read_settings(config, settings)
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
+        raise BadInput(f"{out} holds something that is not a checkpoint; choose another with --out.")
+    splits = [open_data(data, split) for split in ("train", "val", "test")]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(chosen.seed)
+        classes = None if Path(model).is_dir() or model.startswith("hf:") else len(splits[0].labels)
+        start = create(model, pretrained=pretrained, num_classes=classes)
+    guide = create(teacher, pretrained=pretrained) if teacher else None
+    work = out.with_name(f".{out.name}-training")
+    trained = fit(start, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
+    reached = accuracy(EagerRunner(trained.model), splits[2], progress)
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        save(trained.model, out)
+        remove(work)
+    accelerator.wait_for_everyone()
+    return {
+        "model": trained.model.name,
+        "checkpoint": str(out),
+        "val_top1": trained.history[-1]["val_top1"],
+        "val_images": len(splits[1]),
+        "test_top1": reached.top1,
+        "test_images": reached.images,
+        "history": trained.history,
+    }
+
+
+def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:
+    """Read training settings from a YAML file and 'key=value' texts, the latter winning."""
+    import yaml
+
+    raw: dict[str, Any] = {}
+    if config is not None:
+        if not config.is_file():
+            raise BadInput(f"There is no settings file {config}.")
+        try:
+            loaded = yaml.safe_load(config.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as e:
+            raise BadInput(f"{config} is not valid YAML: {' '.join(str(e).split())}") from e
+        if not isinstance(loaded, dict):
+            raise BadInput(f"{config} must hold a mapping of training settings.")
+        raw.update(loaded)
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise BadInput(f"--set takes KEY=VALUE, not {setting!r}.")
+        raw[key] = yaml.safe_load(value)
+    return TrainConfig.from_dict(raw, str(config or "--set"))

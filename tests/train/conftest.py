@@ -1,0 +1,44 @@
+"""Small real trainings: scikit-learn's digits, a student of 0.03 M parameters, a CNN teacher trained once."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from pocketvit.data import open_data
+from pocketvit.models import create
+from pocketvit.train import TrainConfig, fit
+
+# Everything DeiT does, on a budget of seconds.
+TINY = TrainConfig(epochs=2, warmup_epochs=1, batch_size=32, lr=1e-2, hflip=0.0, clip_grad=5.0)
+PLAIN = dataclasses.replace(
+    TINY,
+    repeated_aug=1,
+    rand_augment=None,
+    crop_scale=(1.0, 1.0),
+    mixup=0.0,
+    cutmix=0.0,
+    random_erasing=0.0,
+    drop_path=0.0,
+    clip_grad=None,
+)
+
+
+def student(name="pocket_deit_distilled_patch4_32", seed=0, **arguments):
+    torch.manual_seed(seed)
+    small = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    return create(name, num_classes=10, **(small | arguments))
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """(train, val): 128 and 60 images, balanced over the ten classes."""
+    return open_data("digits", "train").take(128), open_data("digits", "val").take(60)
+
+
+@pytest.fixture(scope="session")
+def teacher(digits, tmp_path_factory):
+    torch.manual_seed(0)
+    model = create("pocket_regnety_32", num_classes=10)
+    config = dataclasses.replace(PLAIN, epochs=3, lr=4e-2)
+    return fit(model, *digits, config, tmp_path_factory.mktemp("teacher")).model
