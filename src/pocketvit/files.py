@@ -99,7 +99,7 @@ def workspace(path: Path) -> Iterator[Path]:
 def write_text(path: Path, text: str) -> None:
     """Write a small text file whole."""
     with replace_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def _disk_error(error: OSError, path: Path) -> Exception:

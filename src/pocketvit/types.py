@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_NOT_FINITE = ("inf", "-inf", "nan")  # how `plain` writes the floats that JSON does not know
 METADATA_KEY = "pocketvit"
 METADATA_MAX_BYTES = 16 << 20  # a file's own claims are bounded before they are parsed
 
@@ -268,7 +269,7 @@ class Row:
         values = dict(raw)
         for key, kind in kinds.items():
             if values[key] is not None:
-                part: dict[str, Any] = {k: float("inf") if v == "inf" else v for k, v in values[key].items()}
+                part: dict[str, Any] = {k: float(v) if v in _NOT_FINITE else v for k, v in values[key].items()}
                 if "evidence" in part:
                     part["evidence"] = Evidence(part["evidence"])
                 values[key] = kind(**part)

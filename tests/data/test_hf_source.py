@@ -76,6 +76,20 @@ def test_local_image_folder_is_read_from_its_files(tmp_path: Path, fill: Callabl
 
 
 @pytest.mark.usefixtures("cache")
+def test_cached_data_is_used_offline(
+    tmp_path: Path, write_parquet: Callable, jpegs: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    write_parquet(tmp_path / "set" / "test.parquet", jpegs, [i % 3 for i in range(60)], names=["a", "b", "c"])
+    first = open_data(f"hf:{tmp_path / 'set'}", "test")
+    (tmp_path / "cache" / "set").rename(tmp_path / "cache" / "someone___set")  # where a download would have put it
+    cached = open_data("hf:someone/set", "test")
+    assert cached.digest() == first.digest()
+
+
+@pytest.mark.usefixtures("cache")
 def test_folder_without_data_is_named(tmp_path: Path) -> None:
     (tmp_path / "void").mkdir()
     with pytest.raises(BadInput, match=r"void' cannot be loaded"):

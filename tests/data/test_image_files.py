@@ -143,6 +143,18 @@ def test_truncated_files_are_found_both_ways(
         decode(io.BytesIO(cut), "cut")
 
 
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12"]
+)
+def test_broken_exif_is_no_reason_to_refuse(crops: list[Image.Image], exif: bytes) -> None:
+    plain, broken = io.BytesIO(), io.BytesIO()
+    crops[5].save(plain, "JPEG")
+    crops[5].save(broken, "JPEG", exif=exif)
+    for thorough in (True, False):
+        check(io.BytesIO(broken.getvalue()), "broken", thorough=thorough)
+    assert decode(broken, "broken").tobytes() == decode(plain, "plain").tobytes()
+
+
 def test_what_follows_the_end_of_a_jpeg_does_no_harm(crops: list[Image.Image]) -> None:
     padded = encoded(crops[5], "JPEG") + b"\0" * 7
     check(io.BytesIO(padded), "padded", thorough=False)

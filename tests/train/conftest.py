@@ -1,4 +1,4 @@
-"""Small real trainings: scikit-learn's digits, a student of 0.03 M parameters, a CNN teacher trained once."""
+"""Data and a CNN teacher, made once."""
 
 import dataclasses
 
@@ -7,27 +7,9 @@ import torch
 
 from pocketvit.data import open_data
 from pocketvit.models import create
-from pocketvit.train import TrainConfig, fit
+from pocketvit.train import fit
 
-# Everything DeiT does, on a budget of seconds.
-TINY = TrainConfig(epochs=2, warmup_epochs=1, batch_size=32, lr=1e-2, hflip=0.0, clip_grad=5.0)
-PLAIN = dataclasses.replace(
-    TINY,
-    repeated_aug=1,
-    rand_augment=None,
-    crop_scale=(1.0, 1.0),
-    mixup=0.0,
-    cutmix=0.0,
-    random_erasing=0.0,
-    drop_path=0.0,
-    clip_grad=None,
-)
-
-
-def student(name="pocket_deit_distilled_patch4_32", seed=0, **arguments):
-    torch.manual_seed(seed)
-    small = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-    return create(name, num_classes=10, **(small | arguments))
+from .small import PLAIN
 
 
 @pytest.fixture(scope="session")

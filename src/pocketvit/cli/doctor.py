@@ -31,12 +31,13 @@ def doctor(as_json: AsJson = False) -> None:
         problems = _core_problems()
         problems += _probe_problems(probe) if not problems else []
         lines = [f"pocketvit {metadata.version('pocketvit')}, Python {sys.version.split()[0]}"]
-        lines += [f"[red]problem[/red] {escape(p['problem'])} Fix: {escape(p['fix'])}" for p in problems]
+        for problem in problems:
+            lines += [f"[red]problem[/red] {escape(problem['problem'])}", f"  fix: {escape(problem['fix'])}"]
         if not problems:
             lines.append("core: " + ", ".join(f"{name} {metadata.version(name)}" for name in _CORE[:3]) + ", usable")
         for entry in targets:
             state = f"[green]{entry['state']}[/green]" if entry["usable"] else f"[yellow]{entry['state']}[/yellow]"
-            fix = f" Fix: {entry['fix']}" if entry["fix"] else ""
+            fix = f"  fix: {entry['fix']}" if entry["fix"] else ""
             lines.append(f"{entry['target']:13} {state}  {escape(', '.join(entry['precisions']))}{escape(fix)}")
         ok = not problems and all(entry["usable"] for entry in targets)
         document = {"ok": ok, "problems": problems, "targets": targets, "python": sys.version.split()[0]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,9 @@ from ..errors import BadInput, PocketvitError
 from . import app
 from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Threads
 from .session import session
+
+if TYPE_CHECKING:
+    from ..artifacts import Verification
 
 
 @app.command()
@@ -70,7 +73,7 @@ def export(
                 }
             )
             layers = f", {found.artifact.quantized} layers quantized" if found.artifact.quantized else ""
-            lines.append(f"  {escape(str(path))}  {size / 1e6:.2f} MB{layers}  {escape(found.sentence)}")
+            lines.append(f"  {escape(str(path))}  {size / 1e6:.2f} MB{layers}  {escape(_outcome(found))}")
         out.finish(
             {"model": made_from.name, "trained": made_from.trained, "files": document},
             *lines,
@@ -103,7 +106,7 @@ def verify(
         model = create(against, pretrained=pretrained)
         images = proof_images(model.spec, data)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
-        lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(found.sentence)}"]
+        lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(_outcome(found))}"]
         if found.agreement is not None and found.golden is not None:
             lines += [
                 f"  cosine {found.agreement.cosine:.6f}, largest error {found.agreement.max_abs_error:.2e}, worst "
@@ -214,3 +217,13 @@ def bench(
             "environment": described,
         }
         out.finish(document, *lines)
+
+
+def _outcome(found: Verification) -> str:
+    """The outcome of a verification with its numbers."""
+    if found.agreement is None or found.failures:
+        return found.sentence
+    same = round(found.agreement.top1 * found.agreement.images)
+    return (
+        f"{found.sentence}: {found.agreement.sqnr_db:.1f} dB, same class on {same} of {found.agreement.images} images"
+    )

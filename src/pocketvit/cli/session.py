@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import tempfile
@@ -77,6 +76,11 @@ class Session:
         self._err.flush()
         raise typer.Exit(code)
 
+    def close(self) -> None:
+        """Give back the descriptors of the caller's own output."""
+        self._out.close()
+        self._err.close()
+
     def _name_log(self) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -109,11 +113,11 @@ def session(command: str, as_json: bool) -> Iterator[Session]:
     os.dup2(sink, 1)
     os.dup2(sink, 2)
     os.close(sink)
-    logging.captureWarnings(True)
-    warnings.simplefilter("default")
     current._start_bars()
     try:
-        yield current
+        with warnings.catch_warnings():
+            warnings.simplefilter("default")
+            yield current
     except typer.Exit:
         raise
     except KeyboardInterrupt:
@@ -137,6 +141,7 @@ def session(command: str, as_json: bool) -> Iterator[Session]:
         os.dup2(saved[1], 2)
         for descriptor in saved:
             os.close(descriptor)
+        current.close()
         if current.log.exists() and not current.log.stat().st_size:
             current.log.unlink()
 

@@ -33,7 +33,7 @@ def decode(stream: BinaryIO, name: str) -> Image.Image:
     """Decode an open image file to 8-bit RGB; raises BadInput naming it as `name`."""
     with _readable(name), Image.open(stream) as image:
         _check_shape(image)
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return _as_shown(image)
 
 
 def check(stream: BinaryIO, name: str, *, thorough: bool) -> None:
@@ -49,9 +49,10 @@ def check(stream: BinaryIO, name: str, *, thorough: bool) -> None:
             if not thorough:
                 stream.seek(-len(JPEG_END), 2)
                 if stream.read() == JPEG_END:
+                    image.getexif()
                     return
             image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-        _to_rgb(image)
+        _as_shown(image)
 
 
 def _check_shape(image: Image.Image) -> None:
@@ -60,7 +61,8 @@ def _check_shape(image: Image.Image) -> None:
         raise ValueError(f"{width}x{height} is a strip, more than {MAX_ASPECT} times as long as it is wide")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _as_shown(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):
         return _from_16_bit(image)
     if image.mode == "F":

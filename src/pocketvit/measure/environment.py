@@ -9,24 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 # distributions whose version can change a result
-_LIBRARIES = [
-    "pocketvit",
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "pillow",
-    "accelerate",
-    "transformers",
-    "onnx",
-    "onnxscript",
-    "onnxruntime",
-    "openvino",
-    "nncf",
-    "executorch",
-    "torchao",
-    "coremltools",
-]
+_LIBRARIES = (
+    "pocketvit torch torchvision timm numpy pillow accelerate transformers onnx onnxscript onnxruntime openvino nncf "
+    "executorch torchao coremltools"
+).split()
 
 
 def versions(names: Iterable[str] = _LIBRARIES) -> dict[str, str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def create_huggingface(name: str) -> Model:
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
     source = name.removeprefix("hf:")
-    with nullcontext() if Path(source).is_dir() else from_hub(name):
+    with _from_directory(name) if Path(source).is_dir() else from_hub(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         try:
             model, found = AutoModelForImageClassification.from_pretrained(
@@ -65,6 +66,15 @@ def create_huggingface(name: str) -> Model:
         trained=True,
         classes=len(labels),
     )
+
+
+@contextmanager
+def _from_directory(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        first = str(e).splitlines()[0]
+        raise BadInput(f"{name} cannot be loaded: {first} Weights must be safetensors; a pickle is not read.") from e
 
 
 def _spec(config: Any, processor: dict[str, Any], labels: tuple[str, ...]) -> InputSpec:

@@ -140,11 +140,12 @@ def _candidate(row: Row, rows: Sequence[Row]) -> str:
     name = f"{_text(row.name)}" + ("" if row.trained else " <em class=untrained>UNTRAINED</em>")
     colour = plots.target_colours(rows)[row.target]
     sign = f'<i class=sign style="color:{colour}" aria-hidden=true>{plots.symbol(row.precision)[1]}</i>'
+    form = _text(cells.form(row)).replace(":", ":<wbr>")
     times = cells.ratio(row, rows)
     latency = cells.latency(row)
     check = "failed" if cells.failed(row) else ""
     return (
-        f'<tr><th scope=row data-key="{_text(cells.form(row))}">{sign}<strong>{_text(cells.form(row))}</strong>'
+        f'<tr><th scope=row data-key="{_text(cells.form(row))}">{sign}<strong>{form}</strong>'
         f"<small>{name}</small>{details}</th>"
         f"{_number(cells.top1(row))}{_number(cells.agreement(row))}{_number(cells.size(row))}"
         f"{_number(latency, more=times)}{_number(cells.layers(row))}"

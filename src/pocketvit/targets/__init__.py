@@ -77,7 +77,7 @@ class Target:
 
         module maps float32 RGB in [0, 1] of shape (1, *spec.size) to logits (1, classes). calibration: (N, *spec.size)
         in [0, 1], needed where `needs_calibration`. draft.path must not exist yet; when anything fails nothing is
-        left there. Raises BadInput before work, CheckFailed when the model cannot be converted or nothing was quantized.
+        left there. Raises BadInput before work, CheckFailed when the model cannot be converted or no layer quantized.
         """
         self.check(draft.precision)
         check_claims(draft)
@@ -99,7 +99,9 @@ class Target:
         if artifact.precision.is_quantized and not (artifact.quantized and artifact.quantized.layers):
             self.remove(draft.path)
             count = artifact.quantized or "no"
-            raise CheckFailed(f"{draft.display_name}: the quantizer quantized {count} layers, so this is not {draft.precision}.")
+            raise CheckFailed(
+                f"{draft.display_name}: the quantizer quantized {count} layers, so this is not {draft.precision}."
+            )
         return artifact
 
     def load(self, artifact: Artifact, threads: int) -> Runner:
@@ -144,7 +146,9 @@ class Target:
         if calibration is None or len(calibration) == 0:
             raise BadInput(f"{self.name}:{draft.precision} needs images to calibrate on, and got none.")
         if calibration.shape[1:] != draft.spec.size:
-            raise BadInput(f"Calibration images are {calibration.shape[1:]}, but {draft.model} takes {draft.spec.size}.")
+            raise BadInput(
+                f"Calibration images are {calibration.shape[1:]}, but {draft.model} takes {draft.spec.size}."
+            )
 
     def _check_present(self, path: Path) -> None:
         for part in self.files(path):
@@ -171,7 +175,9 @@ def read_artifact(path: Path) -> Artifact:
     target = target_of(path)
     artifact = Artifact.from_json(target.read(path), path)
     if artifact.target != target.name or artifact.precision not in target.precisions:
-        raise BadInput(f"{path} says it is {artifact.target}:{artifact.precision}, which a {target.name} file cannot be.")
+        raise BadInput(
+            f"{path} says it is {artifact.target}:{artifact.precision}, which a {target.name} file cannot be."
+        )
     check_claims(artifact)
     return artifact
 
@@ -188,8 +194,12 @@ def check_claims(artifact: Artifact) -> None:
         raise BadInput(f"{path} claims {artifact.classes} classes but names {len(spec.labels)} labels.")
     if not all(len(row) == artifact.classes and all(map(math.isfinite, row)) for row in artifact.golden.logits):
         raise BadInput(f"{path} carries golden logits that are not {artifact.classes} finite numbers per image.")
+    if artifact.quantized is not None and not 0 <= artifact.quantized.layers <= artifact.quantized.of:
+        raise BadInput(f"{path} claims {artifact.quantized} quantized layers.")
     if len(artifact.golden.images) != len(artifact.golden.logits):
-        raise BadInput(f"{path} carries {len(artifact.golden.images)} golden images for {len(artifact.golden.logits)} logits.")
+        raise BadInput(
+            f"{path} carries {len(artifact.golden.images)} golden images for {len(artifact.golden.logits)} logits."
+        )
 
 
 def _version(distribution: str) -> str:

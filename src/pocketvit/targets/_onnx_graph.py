@@ -93,7 +93,7 @@ def quantize_static(model: onnx.ModelProto, calibration: NDArray[np.float32]) ->
 
 
 def _prepared(model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
-    """Fold constants and batch norms as ONNX Runtime's quantizers expect, and drop the shapes that go stale with it."""
+    """Fold constants and batch norms as ONNX Runtime's quantizers expect, and drop the shapes that makes stale."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     before, after = directory / "float.onnx", directory / "prepared.onnx"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FileRunner(Runner):
-    """Runs `run_one`: float32 (1, *spec.size), contiguous -> logits (1, classes); and `profiled`, where there is one."""
+    """Runs `run_one`: contiguous float32 (1, *spec.size) -> logits (1, classes); `profiled` where there is one."""
 
     def __init__(self, artifact: Artifact, threads: int, run_one: RunOne, profiled: Profile | None = None) -> None:
         self.name = artifact.display_name
@@ -67,6 +67,6 @@ class Stopwatch:
         self._totals[op] = total + ms, calls + 1
 
     def per_run(self, runs: int) -> tuple[OpTime, ...]:
-        """Return milliseconds and calls per inference, most expensive first."""
-        times = [OpTime(op=op, ms=ms / runs, calls=calls // runs) for op, (ms, calls) in self._totals.items()]
+        """Return milliseconds and calls (rounded up) per inference, most expensive first."""
+        times = [OpTime(op=op, ms=ms / runs, calls=-(-calls // runs)) for op, (ms, calls) in self._totals.items()]
         return tuple(sorted(times, key=lambda time: -time.ms))

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node
 
-_LAYERS = {"linear", "convolution", "conv1d", "conv2d", "conv_transpose2d", "addmm", "mm", "bmm", "matmul"}
+# operators that may carry weights, and which of their arguments could be one
+_LAYERS = {
+    "linear": (1,), "convolution": (1,), "conv1d": (1,), "conv2d": (1,), "conv_transpose2d": (1,),
+    "mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2),
+}  # fmt: skip
 _KEEPS_WEIGHTS = {
     "permute", "permute_copy", "transpose", "t", "t_copy", "view", "view_copy", "reshape", "unsqueeze",
     "unsqueeze_copy", "squeeze", "squeeze_copy", "expand", "expand_copy", "clone", "_clone_dim_order", "_to_copy",
@@ -77,22 +81,12 @@ def _drop_unused_weights(module: torch.fx.GraphModule) -> None:
 def count_quantized(program: ExportedProgram) -> Quantized:
     """Count convolutions, linears and products with a constant whose weights are integers, of all of them."""
     images = set(program.graph_signature.user_inputs)
-    kinds = [
-        integer
-        for node in program.graph.nodes
-        if node.op == "call_function" and _name(node) in _LAYERS and (integer := _weights(node, images)) is not None
-    ]
+    kinds = []
+    for node in program.graph.nodes:
+        operands = [node.args[i] for i in _LAYERS.get(_name(node), ())]
+        stored = [kind for operand in operands if (kind := _stored(operand, images)) is not None]
+        kinds += [any(stored)] if stored else []
     return Quantized(layers=sum(kinds), of=len(kinds))
-
-
-def _weights(node: Node, images: set[str]) -> bool | None:
-    """True for a layer with integer weights, False for float weights, None for a product of two activations."""
-    stored = [kind for argument in node.args[:3] if (kind := _stored(argument, images)) is not None]
-    operands = stored if _name(node) not in {"linear", "convolution", "conv1d", "conv2d", "conv_transpose2d"} else [
-        _stored(node.args[1], images)
-    ]
-    known = [kind for kind in operands if kind is not None]
-    return any(known) if known else None
 
 
 def _stored(argument: Any, images: set[str]) -> bool | None:
@@ -111,7 +105,6 @@ def _stored(argument: Any, images: set[str]) -> bool | None:
 
 
 def _name(node: Node) -> str:
-    """Operator name without namespace and overload: 'aten.linear.default' -> 'linear'."""
-    target = node.target
-    schema = getattr(getattr(target, "_op", target), "_schema", None) or getattr(target, "_schema", None)
-    return schema.name.split("::")[-1] if schema is not None else getattr(target, "__name__", str(target))
+    """Operator name without namespace and overload ('aten.linear.default' -> 'linear'); empty for a placeholder."""
+    schema = getattr(node.target, "_schema", None)
+    return "" if schema is None else schema.name.split("::")[-1]

@@ -6,7 +6,7 @@ import dataclasses
 import struct
 import weakref
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, Precision, Quantized, Runner
@@ -34,11 +34,13 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     program = capture(module, draft.spec)
     if draft.precision.is_quantized:
         program = _quantize(module, draft, calibration)
-    metadata = {METADATA_KEY: ""}
-    edge = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], constant_methods=metadata)
+    edge = to_edge_transform_and_lower(
+        program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: ""}
+    )
     quantized = _count(edge.exported_program()) if draft.precision.is_quantized else None
     artifact = dataclasses.replace(draft, quantized=quantized)
-    metadata[METADATA_KEY] = artifact.to_json()  # read when the program is written: the count is known only now
+    # the count is known only now, and lowering twice would double the time; there is no public way to set a method
+    edge._config_methods[METADATA_KEY] = artifact.to_json()
     artifact.path.write_bytes(edge.to_executorch().buffer)
     return artifact
 
@@ -75,7 +77,7 @@ def _count(program: ExportedProgram) -> Quantized:
 class _ExecuTorchRunner(FileRunner):
     """A loaded method, loaded again whenever the process-wide thread pool it was built on has been replaced."""
 
-    _alive: weakref.WeakSet[_ExecuTorchRunner] = weakref.WeakSet()
+    _alive: ClassVar[weakref.WeakSet[_ExecuTorchRunner]] = weakref.WeakSet()
 
     def __init__(self, artifact: Artifact, threads: int) -> None:
         super().__init__(artifact, threads, self._execute)

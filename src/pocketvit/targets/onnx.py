@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
-from ..types import METADATA_KEY, Artifact, OpTime, Precision, Quantized, Runner
+from ..types import METADATA_KEY, Artifact, OpTime, Precision, Runner
 from . import TARGETS, Target
 from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
 from ._runner import FileRunner, Stopwatch
@@ -139,7 +139,7 @@ TARGETS.add(
         suffix=".onnx",
         precisions={
             Precision.FP32: "torch.onnx dynamo exporter",
-            Precision.FP16: "weights and arithmetic in float16; ONNX Runtime casts where the CPU has no float16 kernel",
+            Precision.FP16: "weights and arithmetic in float16; ONNX Runtime casts where the CPU has no kernel",
             Precision.W8A8_DYNAMIC: "ONNX Runtime quantize_dynamic, per channel, MatMul and Gemm "
             "(its CPU has no kernel for the ConvInteger that convolutions become)",
             Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",

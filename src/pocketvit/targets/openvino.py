@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 from xml.etree import ElementTree
 
 from ..errors import BadInput
@@ -34,8 +33,16 @@ _PROFILE_WARM_UP = 3
 @contextmanager
 def no_telemetry() -> Iterator[None]:
     """Keep OpenVINO's converter and NNCF from reporting home: both hold still in continuous integration."""
-    with patch.dict(os.environ, {"CI": "true", "NNCF_CI": "1"}):
+    before = {name: os.environ.get(name) for name in ("CI", "NNCF_CI")}
+    os.environ.update(CI="true", NNCF_CI="1")
+    try:
         yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
@@ -49,6 +56,7 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
         model = openvino.convert_model(program)
         model.inputs[0].get_tensor().set_names({"image"})
         model.outputs[0].get_tensor().set_names({"logits"})
+        model.reshape({"image": [1, *draft.spec.size]})  # the converter leaves every side open
         if draft.precision is Precision.W8A8:
             assert calibration is not None  # checked by Target.export
             model = _quantize(model, calibration)
@@ -156,8 +164,8 @@ TARGETS.add(
         precisions={
             Precision.FP32: "OpenVINO converter, float32 weights and arithmetic",
             Precision.FP16: "OpenVINO converter, weights compressed to float16, arithmetic in float32",
-            Precision.BF16: "the float16 file, run with bfloat16 arithmetic (on CPUs that have it; others use float32)",
-            Precision.W8A8: "NNCF post-training quantization, transformer preset, with smooth quant and bias correction",
+            Precision.BF16: "weights compressed to float16, arithmetic in bfloat16 on CPUs that have it",
+            Precision.W8A8: "NNCF post-training quantization, transformer preset (smooth quant, bias correction)",
         },
         packages=("openvino", "nncf"),
         extra="openvino",

@@ -6,7 +6,7 @@ import dataclasses
 import io
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, Precision, Runner
@@ -90,12 +90,13 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
 def _check_interface(artifact: Artifact, program: ExportedProgram) -> None:
     import torch
 
-    values: dict[str, Any] = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     signature = program.graph_signature
     ends = [values.get(str(name)) for name in (*signature.user_inputs, *signature.user_outputs)]
-    if len(ends) != 2 or not all(isinstance(end, torch.Tensor) and end.dtype == torch.float32 for end in ends):
+    tensors = [end for end in ends if isinstance(end, torch.Tensor) and end.dtype == torch.float32]
+    if (len(ends), len(tensors)) != (2, 2):
         raise BadInput(f"{artifact.path} does not map one float32 image to float32 logits; export it again.")
-    check_shapes(artifact, ends[0].shape, ends[1].shape)
+    check_shapes(artifact, tensors[0].shape, tensors[1].shape)
 
 
 def embedded(path: Path) -> str:
@@ -117,9 +118,9 @@ TARGETS.add(
             Precision.FP32: "torch.export",
             Precision.BF16: "weights and arithmetic in bfloat16",
             Precision.W8A8: "PT2E static with X86InductorQuantizer, per channel, convolutions and linears; stored as "
-            "integers, computed in float until torch.compile fuses it",
-            Precision.W8A8_DYNAMIC: "PT2E dynamic with X86InductorQuantizer, per channel, linears; stored as integers, "
-            "computed in float until torch.compile fuses it",
+            "integers, computed in float until torch.compile fuses them",
+            Precision.W8A8_DYNAMIC: "PT2E dynamic with X86InductorQuantizer, per channel, convolutions and linears; "
+            "stored as integers, computed in float until torch.compile fuses them",
         },
         packages=("torch", "torchao"),
         extra="torch",

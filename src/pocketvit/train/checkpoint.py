@@ -42,6 +42,8 @@ class Checkpoint:
             # safetensors refuses tensors that share memory (tied weights): each is written on its own
             separate = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
             save_file(separate, partial, metadata={METADATA_KEY: json.dumps(about)})
+        for unfinished in work.glob(f".partial-*-{FILE}"):  # left by a process that was killed while writing
+            unfinished.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, work: Path, identity: Mapping[str, Any]) -> Checkpoint | None:

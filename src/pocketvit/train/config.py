@@ -110,10 +110,6 @@ class TrainConfig:
             not (self.mixup or self.cutmix) or self.batch_size % 2 == 0,
             f"mixup and cutmix pair images up, so batch_size must be even, not {self.batch_size}",
         )
-        _check(
-            self.alpha is None or self.distillation is not Distillation.NONE,
-            "alpha weighs a teacher, so it needs distillation: soft or hard",
-        )
         _check(self.alpha is None or 0 < self.alpha <= 1, f"alpha must be above 0 and at most 1, not {self.alpha}")
 
     @property

@@ -42,7 +42,8 @@ def read(argument: str) -> Contents:
             "or use a local copy with folder:PATH or parquet:PATH."
         ) from e
     except (OSError, ValueError, RuntimeError) as e:  # an unknown name, a private or gated set, a missing config
-        raise BadInput(f"The data set {argument!r} cannot be loaded: {str(e).splitlines()[0]}") from e
+        reason = str(e).partition("\n")[0]
+        raise BadInput(f"The data set {argument!r} cannot be loaded: {reason}") from e
     except datasets.exceptions.DatasetGenerationError as e:
         raise BadInput(f"The data set {argument!r} cannot be prepared: {e.__cause__ or e}") from e
     return _contents(argument, {str(split): data for split, data in loaded.items()})
