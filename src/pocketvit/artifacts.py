@@ -259,7 +259,7 @@ def bench(
 def classify(runner: Runner, pictures: Sequence[Image], top: int = 5) -> list[list[tuple[str, float]]]:
     """The `top` classes of each picture (PIL, any size) with their probabilities, prepared as the model wants it."""
     prepare = preprocess(runner.spec)
-    logits = runner(np.stack([prepare(picture) for picture in pictures]).astype(np.float32) / 255)
+    logits = runner(np.stack([prepare(picture) for picture in pictures]).astype(np.float32) / np.float32(255))
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     names = runner.spec.labels or tuple(f"class {i}" for i in range(runner.classes))
     return [

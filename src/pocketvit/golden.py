@@ -67,7 +67,7 @@ def golden_images(artifact: Artifact) -> NDArray[np.float32]:
     stacked = np.stack(pixels)
     if _sha256(stacked) != artifact.golden.sha256:
         raise CheckFailed(f"The golden images in {artifact.path} are not those their hash was taken of.")
-    return stacked.astype(np.float32) / 255
+    return stacked.astype(np.float32) / np.float32(255)
 
 
 def _sha256(pixels: NDArray[np.uint8]) -> str:

@@ -28,7 +28,7 @@ def close_matches(name: str, known: Iterable[str], most: int = 3) -> str:
             ratios.append(match.ratio() if match.quick_ratio() > _NEAR else 0.0)
         return max(ratios)
 
-    scored = sorted(((-nearness(candidate), candidate) for candidate in known))
+    scored = sorted((-nearness(candidate), candidate) for candidate in known)
     matches = [candidate for score, candidate in scored[:most] if -score > _NEAR]
     return f" Did you mean {', '.join(matches)}?" if matches else ""
 

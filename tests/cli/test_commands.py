@@ -141,10 +141,7 @@ def test_classify_names_digits_with_a_model_and_with_its_file(cli, checkpoint: P
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "I;16", "P"])
 def test_classify_takes_images_of_every_kind(cli, exported: Path, tmp_path: Path, mode: str) -> None:
     grey = Image.fromarray(np.tile(np.arange(0, 256, 4, dtype=np.uint8), (48, 1)))
-    if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    else:
-        picture = grey.convert(mode)
+    picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257) if mode == "I;16" else grey.convert(mode)
     path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
     picture.save(path)
     found = cli("classify", path, "--model", exported / FILES["onnx:fp32"], "--json").json

@@ -72,7 +72,7 @@ def test_a_sparsity_that_cannot_be_is_refused() -> None:
 
 def test_recipes_name_passes_and_misspelt_ones_get_a_hint() -> None:
     assert read_passes([{"pass": "prune", "sparsity": 0.3}], "r") == (Prune(sparsity=0.3),)
-    with pytest.raises(BadInput, match="no pass called 'prun'. Did you mean prune"):
+    with pytest.raises(BadInput, match=r"no pass called 'prun'\. Did you mean prune"):
         read_passes([{"pass": "prun"}], "r")
     with pytest.raises(BadInput, match=r"r\[0\] has no key 'sparsty'. Did you mean sparsity"):
         read_passes([{"pass": "prune", "sparsty": 0.3}], "r")

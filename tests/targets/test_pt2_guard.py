@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickle
@@ -93,7 +94,7 @@ def test_pytorch_alone_would_have_run_it(members, load, tmp_path):
 
 
 def test_an_operator_may_not_be_any_function_of_torch(members, load, tmp_path):
-    """PyTorch resolves operator names by attribute, and torch imports os."""
+    """PyTorch resolves operator names by attribute, and torch imports os; only its verifier stands in between."""
     marker = tmp_path / "ran"
 
     def call_the_shell(program: dict) -> None:
@@ -111,6 +112,42 @@ def test_an_operator_may_not_be_any_function_of_torch(members, load, tmp_path):
     with pytest.raises(BadInput, match=r"the operator 'torch\.os\.system'"):
         load(path)
     assert not marker.exists()
+
+
+def _runs_as_a_guard(program: dict, code: str) -> None:
+    program["guards_code"] = [f"{code} is None"]
+
+
+def _runs_as_a_size(program: dict, code: str) -> None:
+    values = program["graph_module"]["graph"]["tensor_values"]
+    next(iter(values.values()))["sizes"][0] = {"as_expr": {"expr_str": code, "hint": None}}
+
+
+def _runs_as_a_name(program: dict, code: str) -> None:
+    name = program["graph_module"]["graph"]["inputs"][0]["as_tensor"]["name"]
+    renamed = json.loads(json.dumps(program).replace(json.dumps(name), json.dumps(f"{name}={code}")))
+    program.clear()
+    program.update(renamed)
+
+
+@pytest.mark.parametrize("inject", [_runs_as_a_guard, _runs_as_a_size, _runs_as_a_name])
+def test_json_alone_runs_code_in_pytorch_and_is_refused_here(inject, load, tmp_path):
+    """No pickle is needed: each of these touches a file when PyTorch loads or calls the program."""
+    marker, plain = tmp_path / "ran", tmp_path / "plain.pt2"
+    torch.export.save(torch.export.export(torch.nn.ReLU(), (torch.zeros(2, 3),)), plain)
+    members = _members(plain)
+    model = next(name for name in members if name.endswith("models/model.json"))
+    samples = next(name for name in members if name.endswith("sample_inputs/model.pt"))
+    code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
+    edited = _edited(members, model, lambda program: inject(program, code))
+    # without the sample inputs, which would be refused first and prove nothing about the injection
+    path = _write({**edited, samples: b""}, tmp_path / "evil.pt2")
+    with pytest.raises(BadInput, match=r"evil\.pt2 was not loaded: it holds ('guards_code'|'as_expr'|the name)"):
+        load(path)
+    assert not marker.exists()
+    with contextlib.suppress(Exception):  # some of them fail once the code has run
+        torch.export.load(_write(edited, tmp_path / "whole.pt2")).module()(torch.zeros(2, 3))
+    assert marker.exists(), "PyTorch no longer runs this: this part of the guard may be dropped"
 
 
 def _pickled_weight(config: dict) -> None:

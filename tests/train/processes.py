@@ -6,11 +6,11 @@ resumed. Each process writes what it saw and what it ended with to DIRECTORY/RAN
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from safetensors.torch import save_file
 from small import PLAIN, student
 
@@ -39,15 +39,16 @@ class Watched:
 
 def main(directory: Path) -> None:
     torch.set_num_threads(1)
-    rank = PartialState().process_index
+    rank = int(os.environ["RANK"])
     digits, val = open_data("digits", "train").take(384), open_data("digits", "val")
-    few = Watched(digits.take(128))
+    few = Watched(open_data("digits", "train").take(128))
     # Each process starts from other random weights: training has to begin by making them the first one's.
     alone = fit(student(seed=rank), few, val, PLAIN, directory / "student")
 
     config = dataclasses.replace(PLAIN, epochs=3, lr=4e-2, ema_decay=0.5)
 
     def train_cnn(images, work):
+        torch.manual_seed(rank)
         return fit(create("pocket_regnety_32", num_classes=10), images, val, config, directory / work)
 
     straight = train_cnn(digits, "straight")

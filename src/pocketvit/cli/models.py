@@ -26,7 +26,7 @@ def models(
     Example: pocketvit models '*mobilevit*'
     """
     with session("models", as_json) as out:
-        from ..models.create import list_models
+        from ..models.resolve import list_models
 
         found = list_models(pattern)
         if not found:

@@ -6,8 +6,8 @@ import importlib
 import pkgutil
 
 from .checkpoint import save, weights_sha256
-from .create import create
 from .model import Deployable, EagerRunner, Model, deployable
+from .resolve import create
 
 # Our own architectures register themselves with timm when their file is imported.
 for _module in pkgutil.iter_modules(__path__):

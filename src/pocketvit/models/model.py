@@ -44,7 +44,7 @@ class Deployable(nn.Module):
 
     def __init__(self, module: nn.Module, spec: InputSpec) -> None:
         super().__init__()
-        self.module = module
+        self.module: nn.Module = module
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(spec.std).view(1, -1, 1, 1))
 
@@ -56,8 +56,9 @@ class Deployable(nn.Module):
 def deployable(model: Model) -> Deployable:
     """Return an independent evaluation copy of `model` with the normalisation inside; the original is untouched."""
     module = copy.deepcopy(model.module).cpu().float().eval().requires_grad_(False)
-    if hasattr(module, "set_distilled_training"):
-        module.set_distilled_training(False)  # both heads averaged at inference (DeiT, arXiv 2012.12877, section 4)
+    both_heads = getattr(module, "set_distilled_training", None)
+    if both_heads is not None:
+        both_heads(False)  # their average is the answer at inference (DeiT, arXiv 2012.12877, section 4)
     return Deployable(module, model.spec).eval()
 
 

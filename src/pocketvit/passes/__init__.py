@@ -29,7 +29,7 @@ PASSES: Registry[Pass] = Registry("pass", __name__)
 
 def read_passes(raw: Sequence[Any], where: str) -> tuple[Any, ...]:
     """Read pass configs from a recipe's list of mappings, each with a key 'pass' that names one."""
-    configs = []
+    configs: list[Any] = []
     for i, entry in enumerate(raw):
         if not isinstance(entry, dict) or "pass" not in entry:
             raise BadInput(f"{where}[{i}] must be a mapping with a key 'pass'; known passes: {', '.join(PASSES)}.")

@@ -38,7 +38,8 @@ def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
     """8-bit weights per output channel, activation ranges taken at run time, for MatMul and Gemm.
 
-    Convolutions stay float: they would become ConvInteger, for which ONNX Runtime's CPU has no kernel.
+    Convolutions stay float: as ConvInteger they run, but edgenext_xx_small then takes 18.2 ms instead of 6.9 (float
+    throughout: 8.1; 256 px, 2 threads, ONNX Runtime 1.31.1).
     """
     from onnxruntime.quantization import QuantType
     from onnxruntime.quantization import quantize_dynamic as quantize
@@ -58,8 +59,9 @@ def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
 def quantize_static(model: onnx.ModelProto, calibration: NDArray[np.float32]) -> onnx.ModelProto:
     """8-bit weights per output channel and activations in calibrated ranges, for every layer that has weights.
 
-    Products of two activations (attention) stay float: they carry no weights to shrink, and quantizing softmax
-    outputs with one scale costs a ViT more accuracy than all its other layers together.
+    Products of two activations (attention) stay float. With both products of an attention in 8 bits ONNX Runtime
+    1.31.1 fuses the softmax between them into QLinearSoftmax, and one file of a small ViT falls from 31.5 dB
+    (optimizations off or basic) to 7.6 dB (its default); either product alone, without that fusion, costs nothing.
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
     from onnxruntime.quantization import quantize_static as quantize

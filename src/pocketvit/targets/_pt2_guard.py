@@ -1,13 +1,15 @@
 """Refuses a .pt2 archive that could run code when PyTorch loads it.
 
-torch.export.load (read in torch 2.13) executes what it is given in six places:
+torch.export.load runs code it is given; seen to happen with torch 2.13 (the tests do it again):
 
-- weights and constants whose config says use_pickle, custom and opaque objects: unpickled without restriction;
-- sample inputs and the older single-file weights: torch.load, and unpickled without restriction when that refuses;
-- compiled libraries (AOTInductor): loaded into the process;
+- sample inputs: torch.load, and unpickled without restriction when that refuses;
 - symbolic sizes: passed to sympify, which evals;
-- guards and argument names: pasted into Python source that is executed;
-- operator names: resolved by attribute from the torch module, so `torch.os.system` is an operator.
+- names of graph inputs, and guards where sample inputs are present: pasted into Python source that is executed.
+
+Read in its source, not tried: weights and constants whose config says use_pickle, custom and opaque objects and the
+older single-file weights are unpickled without restriction, and compiled libraries (AOTInductor) are loaded. Refused
+as well, though PyTorch stopped what was tried: operator names, which it resolves by attribute from the torch module
+(`torch.os.system` fails only in its verifier), and argument names, which it pastes into source too.
 
 A file written by this package needs none of these. So the archive is read with PyTorch's own reader (two readers of
 one zip may disagree) and must hold nothing but plain tensors, our metadata and a graph of known operators. The

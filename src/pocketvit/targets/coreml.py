@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Folding batch norms into the weights before them removes a few percent of the elements. Tables spelt out at export
-# (relative position biases, window masks) add 2% to a Swin of the usual size, and a quarter to one of 0.1 M.
+# (relative position biases, window masks) add some: a quarter to a Swin of 0.1 M, far less to one of the usual size.
 _LEAST, _MOST = 0.9, 1.5
 
 
@@ -88,7 +88,7 @@ def _describe(model: Any, artifact: Artifact) -> None:
 def open_runner(artifact: Artifact, threads: int) -> Runner:
     """Compile and run with MLModel.predict, on macOS; Core ML chooses its own threads and processors.
 
-    Written from Apple's documentation and not yet tried: the machines this was developed on run Linux.
+    Never tried: the machines this was developed on run Linux.
     """
     if platform.system() != "Darwin":
         raise CannotRunHere(

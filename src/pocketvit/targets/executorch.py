@@ -46,7 +46,7 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
 
 
 def _quantize(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> ExportedProgram:
-    """Quantize convolutions and linears; residual additions and attention products stay float, as accuracy needs."""
+    """Quantize convolutions and linears only: with residual additions too, a small ViT falls from 32.7 to 12.6 dB."""
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
         XNNPACKQuantizer,
@@ -90,7 +90,9 @@ class _ExecuTorchRunner(FileRunner):
         from executorch.extension.pybindings import portable_lib
 
         if portable_lib._threadpool_get_thread_count() != self.threads:
-            for runner in self._alive:  # a loaded network keeps a pointer to the pool that is about to go
+            for (
+                runner
+            ) in self._alive:  # a loaded network may point to the pool that is about to go: the call is named unsafe
                 runner._method = None
             portable_lib._unsafe_reset_threadpool(self.threads)
         if self._method is None:

@@ -141,7 +141,7 @@ TARGETS.add(
             Precision.FP32: "torch.onnx dynamo exporter",
             Precision.FP16: "weights and arithmetic in float16; ONNX Runtime casts where the CPU has no kernel",
             Precision.W8A8_DYNAMIC: "ONNX Runtime quantize_dynamic, per channel, MatMul and Gemm "
-            "(its CPU has no kernel for the ConvInteger that convolutions become)",
+            "(8-bit convolutions run, but slower than float ones)",
             Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",
         },
         packages=("onnx", "onnxscript", "onnxruntime"),

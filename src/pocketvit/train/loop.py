@@ -7,6 +7,7 @@ from .. import torchvision_repair  # noqa: F401 - before timm
 # isort: split
 import dataclasses
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -57,14 +58,13 @@ def fit(
 
     A checkpoint goes to `work` after every epoch. Called again with the same arguments, the training goes on after
     the last whole epoch and ends, on the same machine's CPU, with the same weights bit for bit as one that was never
-    interrupted; a finished one returns at once. Under `accelerate launch` each process takes its share of every
-    batch, and `work` must be a folder that all machines see.
+    interrupted; a finished one returns at once. Under `accelerate launch` or `torchrun` each process takes its share
+    of every batch, and `work` must be a folder that all machines see.
 
     Raises BadInput, before any work, when model, teacher, data, config and `work` do not fit together; CheckFailed
     when the loss stops being a number.
     """
-    # Mixed precision is ours to switch: accelerate fixes it once per process, and one process may train twice.
-    accelerator = Accelerator()
+    accelerator = _accelerator()
     check(model, train_set, val_set, config, teacher, processes=accelerator.num_processes)
     identity = _identity(model, train_set, val_set, config, teacher, accelerator.num_processes)
     checkpoint = Checkpoint.load(work, identity)
@@ -202,6 +202,22 @@ def _identity(
         "validation data": val_set.digest(),
         "processes": processes,
     }
+
+
+def _accelerator() -> Accelerator:
+    """The device, and the other processes of a launch.
+
+    Mixed precision is not left to it: accelerate fixes that once per process, and one process may train twice.
+    """
+    # Told of a GPU that is not there, accelerate takes each process of a launch for the only one.
+    accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise BadInput(
+            f"{launched} processes were launched, but accelerate sees {accelerator.num_processes}: "
+            "it was set up before training without cpu=True."
+        )
+    return accelerator
 
 
 def _check_same_everywhere(accelerator: Accelerator, checkpoint: Checkpoint | None, work: Path) -> None:

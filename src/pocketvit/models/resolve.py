@@ -139,7 +139,8 @@ def _head_size(architecture: str, weights: dict[str, Any]) -> int | None:
     """Read the number of classes off the classifier's weight, when the file has it."""
     import timm
 
-    classifier = timm.get_pretrained_cfg(architecture).classifier
+    described = timm.get_pretrained_cfg(architecture)
+    classifier = described.classifier if described else None
     first = classifier[0] if isinstance(classifier, tuple | list) else classifier
     weight = weights.get(f"{first}.weight")
     return None if weight is None else int(weight.shape[0])

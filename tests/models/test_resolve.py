@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from pocketvit.errors import BadInput
 from pocketvit.models import EagerRunner, Model, create, deployable, save, weights_sha256
-from pocketvit.models.create import list_models
+from pocketvit.models.resolve import list_models
 from pocketvit.registry import close_matches
 
 LABELS = tuple("abcdefghij")
