@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,13 +174,12 @@ def _verify(
     agreement = golden = structure = None
     try:
         runner = target.load(artifact, threads)
-    except CannotRunHere as e:
+    except CannotRunHere:
         # without a runtime the structure is all that can be checked, and the sentence says so
         golden_images(artifact)
-        elements = sum(t.numel() for t in model.module.state_dict().values())
-        structure = (
-            f"{e} Checked without running: {target.structure(artifact, elements)}" if target.structure else str(e)
-        )
+        elements = sum(tensor.numel() for tensor in model.module.state_dict().values())
+        checked = target.structure(artifact, elements) if target.structure else "its golden images and metadata."
+        structure = f"{target.name} has no runtime on {platform.system()}. Checked without running: {checked}"
     else:
         agreement = compare_logits(reference, runner(images), runner.evidence)
         expected = np.asarray(artifact.golden.logits, dtype=np.float32)

@@ -15,6 +15,7 @@ import torch
 
 from pocketvit.errors import BadInput
 from pocketvit.targets import TARGETS
+from pocketvit.targets._pt2_guard import check_archive
 from pocketvit.types import Precision
 
 MODEL = "archive/models/model.json"
@@ -114,6 +115,12 @@ def test_an_operator_may_not_be_any_function_of_torch(members, load, tmp_path):
     assert not marker.exists()
 
 
+def _without_metadata(program: dict) -> None:
+    program["graph_module"]["metadata"] = {}
+    for node in program["graph_module"]["graph"]["nodes"]:
+        node["metadata"] = {}
+
+
 def _runs_as_a_guard(program: dict, code: str) -> None:
     program["guards_code"] = [f"{code} is None"]
 
@@ -140,8 +147,9 @@ def test_json_alone_runs_code_in_pytorch_and_is_refused_here(inject, load, tmp_p
     samples = next(name for name in members if name.endswith("sample_inputs/model.pt"))
     code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
     edited = _edited(members, model, lambda program: inject(program, code))
-    # without the sample inputs, which would be refused first and prove nothing about the injection
-    path = _write({**edited, samples: b""}, tmp_path / "evil.pt2")
+    # as bare as ours, or what else PyTorch writes would be refused first and prove nothing about the injection
+    check_archive(_write(_edited({**members, samples: b""}, model, _without_metadata), tmp_path / "control.pt2"))
+    path = _write(_edited({**edited, samples: b""}, model, _without_metadata), tmp_path / "evil.pt2")
     with pytest.raises(BadInput, match=r"evil\.pt2 was not loaded: it holds ('guards_code'|'as_expr'|the name)"):
         load(path)
     assert not marker.exists()

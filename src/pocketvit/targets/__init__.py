@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput, CheckFailed, PocketvitError
 from ..registry import Registry, close_matches
 from ..types import Artifact, Precision, Runner
+from ._no_telemetry import no_telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,8 @@ class Target:
         versions = {name: _version(name) for name in self.packages}
         draft = dataclasses.replace(draft, made_with={**draft.made_with, **versions})
         try:
-            artifact = self.write(module, draft, calibration)
+            with no_telemetry():
+                artifact = self.write(module, draft, calibration)
         except (PocketvitError, OSError, MemoryError):
             self.remove(draft.path)
             raise
@@ -110,13 +112,15 @@ class Target:
             raise BadInput(f"{threads} threads cannot run anything; ask for 1 or more.")
         self.require()
         self._check_present(artifact.path)
-        return self.open(artifact, threads)
+        with no_telemetry():
+            return self.open(artifact, threads)
 
     def read(self, path: Path) -> str:
         """Return the JSON embedded in the file, unparsed; BadInput when the file is damaged or not ours."""
         self.require()
         self._check_present(path)
-        return self.embedded(path)
+        with no_telemetry():
+            return self.embedded(path)
 
     def remove(self, path: Path) -> None:
         """Delete every file that makes up `path`; those not there are left alone."""

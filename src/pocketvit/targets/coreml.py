@@ -92,7 +92,7 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
     """
     if platform.system() != "Darwin":
         raise CannotRunHere(
-            f"{artifact.path} is a Core ML package, which runs on Apple systems, not on {platform.system()}."
+            f"{artifact.path.name} is a Core ML package, which runs on Apple systems, not on {platform.system()}."
         )
     import coremltools as ct
 

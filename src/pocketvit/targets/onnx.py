@@ -80,7 +80,6 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
 def _session(path: Path, threads: int, profile_prefix: str | None = None) -> Any:
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()  # only the official Windows builds have any
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -7,9 +7,6 @@ fp32 file in bfloat16 where the CPU can.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -30,43 +27,26 @@ _KEEPS_WEIGHTS = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose", "Fa
 _PROFILE_WARM_UP = 3
 
 
-@contextmanager
-def no_telemetry() -> Iterator[None]:
-    """Keep OpenVINO's converter and NNCF from reporting home: both hold still in continuous integration."""
-    before = {name: os.environ.get(name) for name in ("CI", "NNCF_CI")}
-    os.environ.update(CI="true", NNCF_CI="1")
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
     """Convert the torch.export program, quantize with NNCF where asked, save .xml and .bin."""
+    import openvino
+
     from ._torch_program import capture
 
     program = capture(module, draft.spec)
-    with no_telemetry():
-        import openvino
 
-        model = openvino.convert_model(program)
-        model.inputs[0].get_tensor().set_names({"image"})
-        model.outputs[0].get_tensor().set_names({"logits"})
-        model.reshape({"image": [1, *draft.spec.size]})  # the converter leaves every side open
-        if draft.precision is Precision.W8A8:
-            assert calibration is not None  # checked by Target.export
-            model = _quantize(model, calibration)
-        artifact = draft
-        if draft.precision.is_quantized:
-            artifact = dataclasses.replace(draft, quantized=count_quantized(model))
-        model.set_rt_info(artifact.to_json(), [METADATA_KEY])
-        openvino.save_model(
-            model, str(draft.path), compress_to_fp16=draft.precision in (Precision.FP16, Precision.BF16)
-        )
+    model = openvino.convert_model(program)
+    model.inputs[0].get_tensor().set_names({"image"})
+    model.outputs[0].get_tensor().set_names({"logits"})
+    model.reshape({"image": [1, *draft.spec.size]})  # the converter leaves every side open
+    if draft.precision is Precision.W8A8:
+        assert calibration is not None  # checked by Target.export
+        model = _quantize(model, calibration)
+    artifact = draft
+    if draft.precision.is_quantized:
+        artifact = dataclasses.replace(draft, quantized=count_quantized(model))
+    model.set_rt_info(artifact.to_json(), [METADATA_KEY])
+    openvino.save_model(model, str(draft.path), compress_to_fp16=draft.precision in (Precision.FP16, Precision.BF16))
     return artifact
 
 
