@@ -7,6 +7,8 @@ import pytest
 
 # Before torch is imported anywhere: two threads, as on the smallest machine this suite must pass on.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
+# On a machine that does other work too, threads that spin while they wait make training ten times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @pytest.fixture(scope="session")

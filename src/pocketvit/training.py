@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate import Accelerator
 
 from .data import open_data
@@ -26,13 +27,15 @@ def train_checkpoint(
     *,
     config: Path | None = None,
     settings: Sequence[str] = (),
+    model_args: Sequence[str] = (),
     teacher: str | None = None,
     pretrained: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train `model` on `data` and write a checkpoint directory; called again, it goes on where it was interrupted.
 
-    config: a YAML file of TrainConfig keys; settings: 'key=value' each, over those of the file. Returns what the
+    config: a YAML file of TrainConfig keys; settings: 'key=value' each, over those of the file.
+    model_args: 'key=value' each, for timm's constructor. Returns what the
     model reached. Raises BadInput for anything that does not fit, before work.
     """
     chosen = read_settings(config, settings)
@@ -42,7 +45,7 @@ def train_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(chosen.seed)
         classes = None if Path(model).is_dir() or model.startswith("hf:") else len(splits[0].labels)
-        start = create(model, pretrained=pretrained, num_classes=classes)
+        start = create(model, pretrained=pretrained, num_classes=classes, **_pairs("--arg", model_args))
     guide = create(teacher, pretrained=pretrained) if teacher else None
     work = out.with_name(f".{out.name}-training")
     trained = fit(start, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
@@ -65,8 +68,6 @@ def train_checkpoint(
 
 def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:
     """Read training settings from a YAML file and 'key=value' texts, the latter winning."""
-    import yaml
-
     raw: dict[str, Any] = {}
     if config is not None:
         if not config.is_file():
@@ -78,9 +79,18 @@ def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:
         if not isinstance(loaded, dict):
             raise BadInput(f"{config} must hold a mapping of training settings.")
         raw.update(loaded)
-    for setting in settings:
-        key, equals, value = setting.partition("=")
+    return TrainConfig.from_dict(raw | _pairs("--set", settings), str(config or "--set"))
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read 'key=value' texts, the values as YAML reads them."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise BadInput(f"{option} {text} has no value that can be read.") from e
         if not equals:
-            raise BadInput(f"--set takes KEY=VALUE, not {setting!r}.")
-        raw[key] = yaml.safe_load(value)
-    return TrainConfig.from_dict(raw, str(config or "--set"))
+            raise BadInput(f"{option} takes KEY=VALUE, not {text!r}.")
+    return pairs

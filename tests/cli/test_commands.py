@@ -183,3 +183,23 @@ def test_output_for_people_is_short_and_noise_goes_to_a_log(cli, checkpoint: Pat
         lines = found.out.splitlines() + found.err.splitlines()
         assert len(lines) <= 14, f"{name} prints {len(lines)} lines"
         assert all("Warning" not in line for line in lines), f"{name} lets warnings through"
+
+
+def test_train_writes_a_checkpoint_that_scores_what_it_said(cli, tmp_path: Path) -> None:
+    small = "--arg patch_size=8 --arg depth=1 --arg embed_dim=48 --arg num_heads=2".split()
+    plain = "epochs=1 warmup_epochs=0 batch_size=64 repeated_aug=1 lr=0.01 mixup=0 cutmix=0".split()
+    settings = [part for setting in plain for part in ("--set", setting)]
+    command = ["train", "pocket_deit_patch4_32", "--data", "digits", "--out", "vit", *small, *settings, "--json"]
+    found = cli(*command).json
+    assert found["test_images"] == 360
+    assert len(found["history"]) == 1
+    assert cli("eval", "vit", "--data", "digits", "--json").json["accuracy"]["top1"] == found["test_top1"]
+    assert "UNTRAINED" not in cli("info", "vit").out
+    assert {p.name for p in tmp_path.iterdir()} == {"vit", "cache"}
+
+
+def test_training_does_not_write_over_something_else(cli, tmp_path: Path) -> None:
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "thesis.tex").write_text("precious")
+    found = cli("train", "pocket_deit_patch4_32", "--data", "digits", "--out", "vit", code=2)
+    assert "holds something that is not a checkpoint" in found.err

@@ -31,7 +31,10 @@ QUICK = {
     "drop_path": 0,
 }
 RECIPE = {
-    "model": {"name": "pocket_deit_distilled_patch4_32", "args": {"depth": 1, "embed_dim": 48, "num_heads": 2}},
+    "model": {
+        "name": "pocket_deit_distilled_patch4_32",
+        "args": {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2},
+    },
     "data": {"source": "digits"},
     "train": {
         "distillation": ["none", "hard"],
@@ -99,7 +102,7 @@ def test_a_second_run_does_nothing_again(finished: tuple[Path, Path]) -> None:
     recipe, path = finished
     before = {p: p.stat().st_mtime_ns for p in path.glob("*/stage.json")}
     found = run(recipe, path)
-    assert len(found.reused) == len(before) == 11
+    assert len(found.reused) == len(before) == 10
     assert {p: p.stat().st_mtime_ns for p in path.glob("*/stage.json")} == before
 
 
@@ -107,7 +110,7 @@ def test_a_change_redoes_only_what_depends_on_it(finished: tuple[Path, Path], tm
     recipe = write(tmp_path, bench={"rounds": 4, "warmup": 1})
     found = run(recipe, finished[1])
     assert "latency" not in found.reused
-    assert len(found.reused) == 10
+    assert len(found.reused) == 9
     run(finished[0], finished[1])
 
 
@@ -176,7 +179,9 @@ def test_killed_in_the_middle_of_training_goes_on_after_the_last_epoch(
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "def progress",
     )
-    done = subprocess.run([sys.executable, "-c", code, str(recipe), str(path), ""], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(recipe), str(path), "never"], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert list(path.glob(".scratch-student-none-*")), "no checkpoint survived the kill"
     run(recipe, path)

@@ -121,6 +121,9 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One training setting; repeatable.")
     ] = None,
+    model_args: Annotated[
+        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="One argument of the model; repeatable.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Model to distil from; needs --set distillation=soft|hard.")
     ] = None,
@@ -142,6 +145,7 @@ def train(
             out_dir,
             config=config,
             settings=settings or [],
+            model_args=model_args or [],
             teacher=teacher,
             pretrained=pretrained,
             progress=out.progress,
