@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "pocketvit"
 # from the bottom up; a part may import from itself and from what stands before it
 LAYERS = [
-    "errors registry files configs types torchvision_repair",
+    "errors registry files configs types torchvision_repair hub",
     "models",
     "data",
     "train",

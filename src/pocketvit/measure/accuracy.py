@@ -5,14 +5,26 @@ from __future__ import annotations
 import numpy as np
 
 from ..data import ImageDataset, batches, check_classes
+from ..errors import BadInput
 from ..types import Accuracy, Progress, Runner, silent
 
 _BATCH = 32
 
 
 def accuracy(runner: Runner, dataset: ImageDataset, progress: Progress = silent) -> Accuracy:
-    """Top-1 and top-5 of `runner` over every image of `dataset`; BadInput when their class counts differ."""
+    """Top-1 and top-5 of `runner` over every image of `dataset`.
+
+    Raises BadInput when their class counts differ, or when both name the same classes in another order: names that
+    merely differ (synsets against words) are taken to mean the same.
+    """
     check_classes(runner.classes, dataset)
+    ours, theirs = runner.spec.labels, tuple(dataset.labels)
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        first = next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise BadInput(
+            f"{runner.name} and {dataset.name} have the same classes in another order: class {first} is "
+            f"{ours[first]!r} in the model and {theirs[first]!r} in the data."
+        )
     top1 = top5 = seen = 0
     for images, targets in batches(dataset, runner.spec, _BATCH):
         logits = runner(images)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
+from ..hub import from_hub
 from ..types import InputSpec
-from .hub import from_hub
 from .model import Model
 
 # PIL's resampling codes as transformers stores them

@@ -9,10 +9,10 @@ from typing import Any
 
 from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
+from ..hub import from_hub
 from ..registry import close_matches
 from ..types import InputSpec
 from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights
-from .hub import from_hub
 from .huggingface import create_huggingface
 from .model import Model
 

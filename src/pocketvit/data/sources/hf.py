@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput
+from ...hub import reachable
 from ..splits import NAMES, SPLITS, WHOLE
 from ..storage import ArrowImages
 from . import SOURCES, Contents, Part, Source
@@ -19,8 +18,6 @@ from .parquet import class_indices, columns, label_names
 
 if TYPE_CHECKING:
     import pyarrow
-
-PATIENCE_S = 3.0
 
 
 def read(argument: str) -> Contents:
@@ -32,7 +29,7 @@ def read(argument: str) -> Contents:
         import datasets
     except ImportError as e:
         raise BadInput(f"hf:{argument} needs the datasets library: pip install 'pocketvit[hf]' ({e}).") from e
-    online = not local and _hub_answers()
+    online = not local and reachable()
     try:
         with _quiet(datasets, online):
             loaded = datasets.load_dataset(argument)
@@ -70,21 +67,6 @@ def _contents(argument: str, loaded: dict[str, Any]) -> Contents:
 
 def _column(data: Any, name: str) -> pyarrow.ChunkedArray:
     return data.data.column(name)
-
-
-def _hub_answers() -> bool:
-    """One short request; the library itself would retry for about twenty seconds before it gave up."""
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return False
-    try:
-        with urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=PATIENCE_S):
-            return True
-    except urllib.error.HTTPError:  # it answered, if only to refuse
-        return True
-    except OSError:
-        return False
 
 
 @contextmanager
