@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import files
-from .data import ImageDataset, open_data, preprocess, sample
-from .errors import BadInput, CannotRunHere, CheckFailed, PocketvitError
+from .data import ImageDataset, batches, open_data, preprocess, sample
+from .errors import BadInput, CannotRunHere, CheckFailed
 from .golden import golden_count, golden_images, make_golden
 from .measure import environment
 from .measure.accuracy import accuracy
@@ -20,7 +20,6 @@ from .measure.agreement import compare_logits, refuse_degenerate
 from .measure.latency import interleave
 from .models import EagerRunner, Model, create, deployable, weights_sha256
 from .recipe import parse_export, parse_precision
-from .registry import close_matches
 from .targets import TARGETS, read_artifact
 from .types import Accuracy, Agreement, Artifact, InputSpec, Latency, OpTime, Precision, Progress, Runner, silent
 
@@ -36,10 +35,15 @@ LEAST_TOP1 = 0.8  # of the images, a file of a trained model must give the model
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProofImages:
-    """Real images in [0, 1], (N, C, H, W): those that set activation ranges, and others that prove the result."""
+    """Real images in [0, 1], (N, C, H, W): those that set activation ranges, and others that prove the result.
+
+    names: what the verification images are called in messages. skipped: images that could not be read.
+    """
 
     calibration: NDArray[np.float32]
     verification: NDArray[np.float32]
+    names: tuple[str, ...]
+    skipped: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,20 +71,48 @@ class Verification:
 
 
 def proof_images(
-    spec: InputSpec, source: str = DEFAULT_DATA, *, calibration: int = 128, verification: int = 64
+    spec: InputSpec,
+    source: str = DEFAULT_DATA,
+    *,
+    calibration: int = 128,
+    verification: int = 64,
+    strict: bool = False,
+    progress: Progress = silent,
 ) -> ProofImages:
     """Draw calibration images from the training split of `source` and verification images from its test split.
 
-    The photographs are too few to keep apart: all of them verify.
+    The photographs are too few to keep apart: all of them verify. Raises BadInput for data that cannot be used.
     """
+    train = open_data(source, "train", strict=strict, progress=progress)
+    test = open_data(source, "all" if source == DEFAULT_DATA else "test", strict=strict, progress=progress)
+    return draw_proof(spec, train, test, calibration=calibration, verification=verification)
+
+
+def draw_proof(
+    spec: InputSpec, train: ImageDataset, test: ImageDataset, *, calibration: int, verification: int
+) -> ProofImages:
+    """Draw images, one of each class in turn, from data that is already open."""
     if spec.size[0] != 3:
         raise BadInput(f"The model takes {spec.size[0]} channels; pocketvit feeds RGB images, which have 3.")
+    chosen = test.take(verification, seed=1)
+    if len(chosen) < 2:
+        raise BadInput(f"{test.name} has {len(chosen)} image; at least 2 are needed to tell whether a file follows.")
     return ProofImages(
-        calibration=sample(open_data(source, "train"), spec, calibration, seed=0),
-        verification=sample(
-            open_data(source, "all" if source == DEFAULT_DATA else "test"), spec, verification, seed=1
-        ),
+        calibration=sample(train, spec, calibration, seed=0),
+        verification=next(batches(chosen, spec, len(chosen)))[0],
+        names=tuple(chosen.images.name(int(row)) for row in chosen.rows),
+        skipped=train.skipped + test.skipped,
     )
+
+
+def reference_logits(model: Model, images: NDArray[np.float32], threads: int = 2) -> NDArray[np.float32]:
+    """Return the model's own logits (N, classes), which files are held against, for images (N, C, H, W).
+
+    Raises CheckFailed when they cannot prove anything, as those of some untrained models cannot.
+    """
+    logits = EagerRunner(model, threads)(images)
+    refuse_degenerate(logits)
+    return logits
 
 
 def export(
@@ -90,22 +122,26 @@ def export(
     precision: str = Precision.FP32,
     *,
     images: ProofImages | None = None,
+    reference: NDArray[np.float32] | None = None,
     threads: int = 2,
 ) -> Verification:
     """Write `model` to `path` for `target`, reload it from disk and prove it; only a proven file stays.
 
-    images: real images to calibrate and verify with; crops of two photographs when not given. Raises BadInput before
-    any work for a target, precision, suffix or path that cannot be, CheckFailed when the model cannot be converted or
-    the file does not hold up, with the number; nothing is left behind then.
+    images: real images to calibrate and verify with; crops of two photographs when not given. reference: what
+    `reference_logits` gave for images.verification, to compute it once for several files. Raises BadInput before any
+    work for a target, precision, suffix or path that cannot be, CheckFailed when the model cannot be converted or the
+    file does not hold up, with the number; nothing is left behind then.
     """
     chosen = TARGETS.get(target)
     wanted = parse_precision(chosen, precision)
     path = Path(path)
-    _check_destination(path, chosen.suffix)
     chosen.require()
+    _check_destination(path, chosen)
     images = images or proof_images(model.spec)
-    reference = EagerRunner(model, threads)(images.verification)
-    refuse_degenerate(reference)
+    if reference is None:
+        reference = reference_logits(model, images.verification, threads)
+    if len(reference) != len(images.verification):
+        raise BadInput(f"The reference is of {len(reference)} images, but {len(images.verification)} are to verify.")
     shown = min(golden_count(model.spec), len(reference))
     with files.workspace(path) as partial:
         draft = Artifact(
@@ -120,22 +156,11 @@ def export(
             weights_sha256=weights_sha256(model.module),
             made_with=environment.versions(),
         )
-        try:
-            chosen.export(deployable(model), draft, images.calibration)
-        except (PocketvitError, OSError, MemoryError):
-            raise
-        except Exception as e:  # a converter may raise anything; the chained traceback goes to the log
-            raise CheckFailed(f"{target} cannot convert {model.display_name}: {_first_line(e)}") from e
+        chosen.export(deployable(model), draft, images.calibration)
         found = _verify(read_artifact(draft.path), model, reference, images.verification, threads)
         if found.failures:
             raise CheckFailed(f"{target}:{wanted} of {model.display_name} {' Also: '.join(found.failures)}")
-        # companions first: the file a user names appears last, when all it needs is there
-        for made in sorted(chosen.files(draft.path), key=lambda p: p == draft.path):
-            files.fsync_tree(made)
-            final = path.with_name(made.name)
-            if final.is_dir():
-                files.remove(final)
-            made.replace(final)
+        files.move_into_place(chosen.files(draft.path), path.parent)
     return Verification(
         artifact=read_artifact(path),
         agreement=found.agreement,
@@ -160,13 +185,12 @@ def verify(
         )
     if images is None:
         images = proof_images(model.spec).verification
-    return _verify(artifact, model, EagerRunner(model, threads)(images), images, threads)
+    return _verify(artifact, model, reference_logits(model, images, threads), images, threads)
 
 
 def _verify(
     artifact: Artifact, model: Model, reference: NDArray[np.float32], images: NDArray[np.float32], threads: int
 ) -> Verification:
-    refuse_degenerate(reference)
     target = TARGETS.get(artifact.target)
     failures = []
     if artifact.weights_sha256 != weights_sha256(model.module):
@@ -281,7 +305,7 @@ def check_export(text: str, directory: Path, output: Path | None, model: str) ->
     if directory.exists() and not directory.is_dir():
         raise BadInput(f"{directory} is a file; --out needs a directory.")
     path = output or directory / export_name(Path(model.rstrip("/")).name, precision, target)
-    _check_destination(path, target.suffix)
+    _check_destination(path, target)
     return target, precision, path
 
 
@@ -291,20 +315,16 @@ def export_name(model: str, precision: Precision, target: Target) -> str:
     return f"{safe}_{precision}{target.suffix}"
 
 
-def _check_destination(path: Path, suffix: str) -> None:
-    if path.suffix != suffix:
-        known = [TARGETS.get(name).suffix for name in TARGETS]
-        hint = close_matches(path.suffix, known) if path.suffix not in known else ""
-        raise BadInput(f"{path.name} should end in {suffix} for this target, not {path.suffix or 'nothing'}.{hint}")
+def _check_destination(path: Path, target: Target) -> None:
+    """Raise BadInput unless `path` can be written and nothing there but an older export would be lost."""
+    target.check_suffix(path)
+    files.check_writable(path)
+    for companion in target.files(path)[1:]:
+        if companion.exists() and not path.exists():
+            raise BadInput(f"{companion} exists without {path.name}; choose another name or remove it.")
     if not path.exists():
         return
     try:
         read_artifact(path)
     except BadInput as e:
         raise BadInput(f"{path} exists and was not made by pocketvit; choose another name or remove it.") from e
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return text if len(text) <= 300 else text[:297] + "..."

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .artifacts import ProofImages, Verification, export, export_name, load, proof_images
+from .artifacts import ProofImages, Verification, draw_proof, export, export_name, load
 from .data import ImageDataset, check_classes, open_data, sample
 from .errors import BadInput, CannotRunHere, CheckFailed
 from .files import size_bytes
@@ -48,19 +48,26 @@ def run(recipe: Recipe | Path | str, out: Path | str | None = None, progress: Pr
     for target, _ in exports:
         target.require()
     passes = read_passes(recipe.passes, "passes")
-    splits = _open_splits(recipe)
+    splits = _open_splits(recipe, progress)
     _check_models(recipe, splits)
     with RunDirectory(out, progress).open() as directory:
         stages: list[Stage] = []
         model, weights, training = _trained(recipe, splits, directory, stages)
         model = apply(model, passes)
-        images = proof_images(
+        images = draw_proof(
             model.spec,
-            recipe.data.source,
+            splits.train,
+            splits.test,
             calibration=recipe.calibration_images,
             verification=recipe.verify_images,
         )
-        depends = {"weights": weights, "passes": passes, "data": splits.train.digest(), "versions": versions()}
+        depends = {
+            "model": [recipe.model, model.name, model.spec, model.trained],
+            "weights": weights,
+            "passes": passes,
+            "data": splits.train.digest(),
+            "versions": versions(),
+        }
         rows = [_eager_row(model, splits.test, recipe, directory, stages, depends)]
         for text in recipe.export:
             rows.append(_file_row(model, text, images, splits.test, recipe, directory, stages, depends))
@@ -79,11 +86,11 @@ def run(recipe: Recipe | Path | str, out: Path | str | None = None, progress: Pr
     return finished
 
 
-def _open_splits(recipe: Recipe) -> _Splits:
-    source, test = recipe.data.source, recipe.data.test
-    train = open_data(source, "train")
-    val = open_data(source, "val")
-    reported = open_data(test, "all") if test else open_data(source, "test")
+def _open_splits(recipe: Recipe, progress: Progress) -> _Splits:
+    source, test, strict = recipe.data.source, recipe.data.test, recipe.data.strict
+    train = open_data(source, "train", strict=strict, progress=progress)
+    val = open_data(source, "val", strict=strict, progress=progress)
+    reported = open_data(test or source, "all" if test else "test", strict=strict, progress=progress)
     if tuple(reported.labels) != tuple(train.labels):
         raise BadInput(f"{source} and {test} do not have the same classes in the same order.")
     return _Splits(train, val, reported)
@@ -166,7 +173,7 @@ def _fit(
 ) -> tuple[Model, dict[str, Any]]:
     start = _initial(recipe, splits, trained_here=True, seed=config.seed)
     depends = {
-        "model": start.name,
+        "model": [recipe, start.name, start.spec],
         "weights": weights_sha256(start.module),
         "config": dataclasses.asdict(config),
         "teacher": weights_sha256(teacher.module) if teacher else None,
@@ -195,7 +202,8 @@ def _fit(
 
     stage = directory.stage(name, depends, work, scratch=True)
     stages.append(stage)
-    return create(str(stage.path / "checkpoint")), json.loads((stage.path / "result.json").read_text())
+    finished = replace(create(str(stage.path / "checkpoint")), name=start.name)
+    return finished, json.loads((stage.path / "result.json").read_text())
 
 
 def _eager_row(

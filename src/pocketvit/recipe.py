@@ -31,10 +31,11 @@ class ModelRecipe:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataRecipe:
-    """source: as `open_data` takes it. test: another source to report on, where `source` holds only training data."""
+    """source: as `open_data` takes it. test: another source to report on. strict: refuse unreadable images."""
 
     source: str
     test: str | None = None
+    strict: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +66,10 @@ class Bench:
     warmup: int = 5
     threads: int = 2
 
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.warmup < 0 or self.threads < 1:
+            raise BadInput("bench needs at least 1 round, no negative warmup and at least 1 thread.")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -89,7 +94,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.export:
             raise BadInput("export lists no target; give at least one, such as onnx:fp32.")
-        if len(set(self.export)) != len(self.export):
+        exports = [(target.name, precision) for target, precision in map(parse_export, self.export)]
+        if len(set(exports)) != len(exports):
             raise BadInput("export lists a target and precision twice.")
         if self.calibration_images < 1 or self.verify_images < 2:
             raise BadInput("calibration_images must be at least 1 and verify_images at least 2.")

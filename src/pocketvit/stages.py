@@ -14,15 +14,15 @@ from typing import Any
 
 from . import files
 from .errors import BadInput
-from .types import Progress, silent
+from .types import Progress, plain, silent
 
 _MANIFEST = "stage.json"
 _MARKER = "pocketvit-run.json"
 
 
 def key_of(value: Any) -> str:
-    """A hash of any value json can write (dataclasses through their fields)."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    """A hash of values that `plain` knows; a dataclass counts with its type and every field."""
+    return hashlib.sha256(json.dumps(plain(value), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

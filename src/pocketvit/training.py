@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 import yaml
 from accelerate import Accelerator
 
@@ -15,7 +15,7 @@ from .errors import BadInput
 from .files import remove
 from .measure.accuracy import accuracy
 from .models import EagerRunner, create, save
-from .models.checkpoint import CONFIG
+from .models.checkpoint import check_destination
 from .train import TrainConfig, fit
 from .types import Progress, silent
 
@@ -39,13 +39,14 @@ def train_checkpoint(
     model reached. Raises BadInput for anything that does not fit, before work.
     """
     chosen = read_settings(config, settings)
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CONFIG).is_file())):
-        raise BadInput(f"{out} holds something that is not a checkpoint; choose another with --out.")
+    arguments = _pairs("--arg", model_args)
+    if given := arguments.keys() & {"name", "pretrained", "num_classes", "labels", "seed"}:
+        raise BadInput(f"--arg {min(given)} is not for the model's constructor; it follows from the other options.")
+    out = out.resolve()
+    _check_out(out)
     splits = [open_data(data, split) for split in ("train", "val", "test")]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(chosen.seed)
-        classes = None if Path(model).is_dir() or model.startswith("hf:") else len(splits[0].labels)
-        start = create(model, pretrained=pretrained, num_classes=classes, **_pairs("--arg", model_args))
+    classes = None if model.startswith("hf:") else len(splits[0].labels)
+    start = create(model, pretrained=pretrained, num_classes=classes, seed=chosen.seed, **arguments)
     guide = create(teacher, pretrained=pretrained) if teacher else None
     work = out.with_name(f".{out.name}-training")
     trained = fit(start, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
@@ -64,6 +65,21 @@ def train_checkpoint(
         "test_images": reached.images,
         "history": trained.history,
     }
+
+
+def _check_out(out: Path) -> None:
+    """Raise BadInput unless the checkpoint directory `out` can be made without anything being lost."""
+    try:
+        check_destination(out)
+        if out.exists() and any(out.iterdir()):
+            raise BadInput(f"{out} already holds a finished checkpoint; choose another directory with --out.")
+        if out == Path.cwd():  # it is put in place whole, which would leave the shell in a directory that is gone
+            raise BadInput(f"{out} is the working directory; choose a directory in it with --out.")
+        parent = next(path for path in out.parents if path.exists())
+        with TemporaryDirectory(prefix=f".{out.name}-", dir=parent):
+            pass  # can be written
+    except OSError as e:
+        raise BadInput(f"{out} cannot be written ({e.strerror}); choose another directory with --out.") from e
 
 
 def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:

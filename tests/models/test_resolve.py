@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -19,7 +20,6 @@ LABELS = tuple("abcdefghij")
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    torch.manual_seed(0)
     return create("test_vit", num_classes=10, img_size=32, labels=LABELS)
 
 
@@ -191,67 +191,95 @@ def test_models_can_be_listed_ours_first() -> None:
     assert close_matches("deit_tinny", [m["name"] for m in found])
 
 
-@pytest.fixture
-def huggingface(tmp_path: Path) -> Path:
-    transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
-    config = transformers.ViTConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        id2label={0: "cat", 1: "dog", 2: "cow"},
-        label2id={"cat": 0, "dog": 1, "cow": 2},
-    )
-    torch.manual_seed(0)
-    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "hf")
-    transformers.ViTImageProcessor(size={"height": 32, "width": 32}, resample=3).save_pretrained(tmp_path / "hf")
-    return tmp_path / "hf"
-
-
-def test_a_huggingface_vit_gives_its_own_logits_and_preprocessing(huggingface: Path) -> None:
-    import transformers
-    from PIL import Image
-
-    from pocketvit.data import preprocess
-
-    model = create(f"hf:{huggingface}")
-    assert (model.spec.labels, model.classes, model.trained) == (("cat", "dog", "cow"), 3, True)
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    processor = transformers.ViTImageProcessor.from_pretrained(huggingface)
-    pixels = processor(picture, return_tensors="pt")["pixel_values"]
-    reference = transformers.ViTForImageClassification.from_pretrained(huggingface).eval()
-    with torch.no_grad():
-        expected = reference(pixel_values=pixels).logits.numpy()
-    ours = EagerRunner(model)(preprocess(model.spec)(picture)[None].astype(np.float32) / 255)
-    # torchvision and PIL round a resized pixel differently by at most one level in 255, before a network of order 1
-    assert np.abs(ours - expected).max() < 0.02, f"largest difference {np.abs(ours - expected).max():.4f}"
-
-
-def test_a_huggingface_model_with_a_missing_head_is_refused(huggingface: Path) -> None:
-    path = huggingface / "model.safetensors"
-    weights = {k: v for k, v in load_file(path).items() if not k.startswith("classifier")}
-    save_file(weights, path, metadata={"format": "pt"})
-    with pytest.raises(BadInput, match=r"missing keys: classifier\.bias"):
-        create(f"hf:{huggingface}")
-
-
-def test_a_huggingface_pickle_is_refused(huggingface: Path, tmp_path: Path) -> None:
-    (huggingface / "model.safetensors").unlink()
-    torch.save({"a": Bomb(tmp_path / "ran")}, huggingface / "pytorch_model.bin")
-    with pytest.raises(BadInput, match="safetensors"):
-        create(f"hf:{huggingface}")
-    assert not (tmp_path / "ran").exists()
-
-
-def test_a_huggingface_directory_named_without_its_prefix_is_explained(huggingface: Path) -> None:
-    with pytest.raises(BadInput, match=f"use hf:{huggingface}"):
-        create(str(huggingface))
-
-
 def test_config_values_are_json(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["architecture"] == "test_vit"
     assert config["label_names"] == list(LABELS)
     shutil.rmtree(checkpoint)
+
+
+SMALL = {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2}
+
+
+def test_random_weights_follow_from_the_name_and_the_seed_alone() -> None:
+    hashes = []
+    for seed in (0, 0, 1):
+        torch.rand(3)
+        state = torch.get_rng_state()
+        hashes.append(weights_sha256(create("pocket_deit_patch4_32", seed=seed, **SMALL).module))
+        assert torch.equal(torch.get_rng_state(), state), "creating a model drew from the caller's random numbers"
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("name", ["pocket_deit_patch4_32", "pocket_deit_distilled_patch4_32"])
+def test_a_checkpoint_gets_a_head_for_other_classes(name: str, tmp_path: Path) -> None:
+    start = dataclasses.replace(create(name, num_classes=10, labels=LABELS, seed=5, **SMALL), trained=True)
+    save(start, tmp_path / "ten")
+    weights = load_file(tmp_path / "ten" / "model.safetensors")
+    heads = {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
+    path = f"{name}@{tmp_path / 'ten' / 'model.safetensors'}"
+    for given, arguments in ((str(tmp_path / "ten"), {}), (path, SMALL)):
+        found = create(given, num_classes=3, **arguments)
+        assert (found.classes, found.trained, found.spec.labels) == (3, False, ())
+        tensors = found.module.state_dict()
+        assert all(torch.equal(tensors[n], weights[n]) for n in weights.keys() - heads)
+        assert {tensors[n].shape[0] for n in weights.keys() & heads} == {3}
+        assert create(given, num_classes=10, **arguments).trained
+        assert found.body == create(given, num_classes=4, **arguments).body, "the body depends on the head"
+    save(found, tmp_path / "three")
+    assert create(str(tmp_path / "three")).spec.labels == ()
+    damaged = {k: v for k, v in weights.items() if k != "norm.bias"}
+    save_file(damaged, tmp_path / "ten" / "model.safetensors")
+    with pytest.raises(BadInput, match=r"lacks norm\.bias"):
+        create(str(tmp_path / "ten"), num_classes=3)
+
+
+def test_a_head_that_nobody_asked_to_replace_must_fit(checkpoint: Path) -> None:
+    weights = load_file(checkpoint / "model.safetensors")
+    few = weights | {"head.weight": weights["head.weight"][:4].clone(), "head.bias": weights["head.bias"][:4].clone()}
+    save_file(few, checkpoint / "model.safetensors")
+    with pytest.raises(BadInput, match=r"does not fit: head\.bias is"):
+        create(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "size"),
+    [
+        ("deit_tiny_patch16_224", {"img_size": 128, "depth": 1}, (3, 128, 128)),
+        ("vit_tiny_patch16_224", {"img_size": [32, 64], "depth": 1}, (3, 32, 64)),
+        ("test_vit", {"img_size": 32}, (3, 32, 32)),
+        ("pocket_deit_patch4_32", {**SMALL, "img_size": 64}, (3, 64, 64)),
+        ("pocket_regnety_32", {}, (3, 32, 32)),
+    ],
+)
+def test_the_input_size_follows_the_model(name: str, arguments: dict, size: tuple, tmp_path: Path) -> None:
+    made = create(name, num_classes=2, **arguments)
+    save(made, tmp_path / "saved")
+    for model in (made, create(str(tmp_path / "saved"))):
+        assert model.spec.size == size
+        assert EagerRunner(model)(np.zeros((1, *size), np.float32)).shape == (1, 2)
+
+
+def test_checkpoints_are_named_after_their_directories(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """An '@' in a directory's name does not make it a weights file."""
+    shutil.copytree(checkpoint, tmp_path / "vit@v2")
+    assert [create(str(tmp_path / name)).name for name in ("vit", "vit@v2")] == ["vit", "vit@v2"]
+    monkeypatch.chdir(tmp_path / "vit@v2")
+    assert create(".").name == "vit@v2"
+
+
+def test_only_timm_architectures_are_saved(model: Model, tmp_path: Path) -> None:
+    module = torch.nn.Flatten()
+    module.pretrained_cfg = {"mean": (0.5,), "std": (0.5,)}  # training puts these on any teacher
+    with pytest.raises(BadInput, match="test_vit is not a timm architecture"):
+        save(dataclasses.replace(model, module=module), tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_running_a_model_leaves_the_number_of_threads_alone(model: Model) -> None:
+    before = torch.get_num_threads()
+    inside = []
+    runner = EagerRunner(model, threads=before + 1)
+    runner._module.register_forward_hook(lambda *_: inside.append(torch.get_num_threads()))
+    runner(np.zeros((1, 3, 32, 32), np.float32))
+    assert (inside, torch.get_num_threads()) == ([before + 1], before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,6 +115,28 @@ def test_a_change_redoes_only_what_depends_on_it(finished: tuple[Path, Path], tm
     run(finished[0], finished[1])
 
 
+def test_a_change_of_the_model_that_keeps_its_weights_is_noticed(tmp_path: Path) -> None:
+    """Heads only divide the same weights: nothing but the recipe tells 2 heads from 4."""
+    for heads in (2, 4):
+        args = {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": heads}
+        model = {"name": "pocket_deit_patch4_32", "args": args}
+        train = {"config": QUICK | {"epochs": 1}}
+        found = run(write(tmp_path, model=model, train=train, export=["torch_export"]), tmp_path / "run")
+        assert not found.reused, f"{heads} heads: {found.reused}"
+    checkpoint = json.loads((tmp_path / "run" / "student-none" / "checkpoint" / "config.json").read_text())
+    assert checkpoint["model_args"]["num_heads"] == 4
+
+
+def test_a_change_of_a_checkpoints_preprocessing_is_noticed(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(finished[1] / "student-none" / "checkpoint", tmp_path / "vit")
+    recipe = write(tmp_path, model={"name": str(tmp_path / "vit")}, train=None, export=["torch_export"])
+    run(recipe, tmp_path / "run")
+    config = json.loads((tmp_path / "vit" / "config.json").read_text())
+    config["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (tmp_path / "vit" / "config.json").write_text(json.dumps(config))
+    assert not run(recipe, tmp_path / "run").reused
+
+
 KILLER = """
 import os, signal, sys
 from pathlib import Path
@@ -208,6 +231,8 @@ def test_killed_in_the_middle_of_training_goes_on_after_the_last_epoch(
         ({"passes": [{"pass": "prun"}]}, "Did you mean prune"),
         ({"budget": {"max_top1_drop": 2}}, "max_top1_drop is a share"),
         ({"bench": {"rounds": "many"}}, "bench.rounds must be a whole number"),
+        ({"bench": {"rounds": 0}}, "at least 1 round"),
+        ({"export": ["onnx", "onnx:fp32"]}, "twice"),
         ({"verify_images": 1}, "verify_images at least 2"),
         ({"name": "a/b"}, "cannot name a run's directory"),
     ],

@@ -3,7 +3,6 @@
 import dataclasses
 
 import pytest
-import torch
 
 from pocketvit.data import open_data
 from pocketvit.models import create
@@ -20,7 +19,6 @@ def digits():
 
 @pytest.fixture(scope="session")
 def teacher(digits, tmp_path_factory):
-    torch.manual_seed(0)
     model = create("pocket_regnety_32", num_classes=10)
     config = dataclasses.replace(PLAIN, epochs=3, lr=4e-2)
     return fit(model, *digits, config, tmp_path_factory.mktemp("teacher")).model

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
-import torch
 from small import train_fully
 
 
@@ -25,7 +24,6 @@ def halfway(tensors, path, metadata):
 
 if __name__ == "__main__":
     work, when = Path(sys.argv[1]), sys.argv[2]
-    torch.set_num_threads(1)
     if when == "write":
         safetensors.torch.save_file = halfway
     train_fully(work, progress=lambda task, done, total: die() if str(done) == when else None)

@@ -10,7 +10,6 @@ import os
 import sys
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from small import PLAIN, student
 
@@ -38,7 +37,6 @@ class Watched:
 
 
 def main(directory: Path) -> None:
-    torch.set_num_threads(1)
     rank = int(os.environ["RANK"])
     digits, val = open_data("digits", "train").take(384), open_data("digits", "val")
     few = Watched(open_data("digits", "train").take(128))
@@ -48,8 +46,7 @@ def main(directory: Path) -> None:
     config = dataclasses.replace(PLAIN, epochs=3, lr=4e-2, ema_decay=0.5)
 
     def train_cnn(images, work):
-        torch.manual_seed(rank)
-        return fit(create("pocket_regnety_32", num_classes=10), images, val, config, directory / work)
+        return fit(create("pocket_regnety_32", num_classes=10, seed=rank), images, val, config, directory / work)
 
     straight = train_cnn(digits, "straight")
     try:

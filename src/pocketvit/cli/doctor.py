@@ -29,18 +29,27 @@ def doctor(as_json: AsJson = False) -> None:
         probe = _start_probe()
         targets = _targets()
         problems = _core_problems()
-        problems += _probe_problems(probe) if not problems else []
+        tried, found = _probe_problems(probe)
+        problems += found if not problems else []
         lines = [f"pocketvit {metadata.version('pocketvit')}, Python {sys.version.split()[0]}"]
         for problem in problems:
             lines += [f"[red]problem[/red] {escape(problem['problem'])}", f"  fix: {escape(problem['fix'])}"]
         if not problems:
-            lines.append("core: " + ", ".join(f"{name} {metadata.version(name)}" for name in _CORE[:3]) + ", usable")
+            state = (
+                "usable" if tried else f"found; importing torch takes more than {_PROBE_S:g} s, so it was not tried"
+            )
+            lines.append("core: " + ", ".join(f"{name} {metadata.version(name)}" for name in _CORE[:3]) + f", {state}")
         for entry in targets:
             state = f"[green]{entry['state']}[/green]" if entry["usable"] else f"[yellow]{entry['state']}[/yellow]"
             fix = f"  fix: {entry['fix']}" if entry["fix"] else ""
             lines.append(f"{entry['target']:13} {state}  {escape(', '.join(entry['precisions']))}{escape(fix)}")
-        ok = not problems and all(entry["usable"] for entry in targets)
-        document = {"ok": ok, "problems": problems, "targets": targets, "python": sys.version.split()[0]}
+        document = {
+            "ok": not problems,
+            "imports_tried": tried,
+            "problems": problems,
+            "targets": targets,
+            "python": sys.version.split()[0],
+        }
         out.finish(document, *lines, ok=not problems)
 
 
@@ -105,10 +114,17 @@ def _version(name: str) -> str | None:
 
 
 def _start_probe() -> subprocess.Popen[str]:
-    """Import torch and timm for real, in a process of its own, so that a crash or a hang cannot take us along."""
-    code = "from pocketvit import torchvision_repair\nimport timm.layers\n"
+    """Import torch and torchvision for real, in a process of its own, so that a crash cannot take us along.
+
+    Not timm: with it the import takes longer than doctor may. It is pure Python, and compiled here instead.
+    """
+    timm = util.find_spec("timm")
+    code = (
+        "import sys; from pathlib import Path; from pocketvit import torchvision_repair\n"
+        "for path in map(Path, sys.argv[1:]): compile(path.read_bytes(), path, 'exec')"
+    )
     return subprocess.Popen(
-        [sys.executable, "-X", "faulthandler", "-c", code],
+        [sys.executable, "-c", code, *([timm.origin] if timm and timm.origin else [])],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -116,19 +132,17 @@ def _start_probe() -> subprocess.Popen[str]:
     )
 
 
-def _probe_problems(probe: subprocess.Popen[str]) -> list[dict[str, str]]:
+def _probe_problems(probe: subprocess.Popen[str]) -> tuple[bool, list[dict[str, str]]]:
+    """Whether the probe came to an end in time, and what it met."""
     try:
         _, errors = probe.communicate(timeout=_PROBE_S)
     except subprocess.TimeoutExpired:
         probe.kill()
         probe.communicate()
-        return []  # slow, not broken: a cold disk takes longer than doctor may
+        return False, []
     if probe.returncode == 0:
-        return []
+        return True, []
     last = (errors.strip().splitlines() or [f"exit code {probe.returncode}"])[-1]
-    return [
-        {
-            "problem": f"torch, torchvision or timm cannot be imported: {last}",
-            "fix": "pip install --force-reinstall torch timm && pip install --force-reinstall --no-deps torchvision",
-        }
-    ]
+    pinned = [f"{name}=={(_version(name) or '').split('+')[0]}" for name in ("torch", "torchvision", "timm")]
+    fix = f"pip install --force-reinstall --no-deps {' '.join(pinned)}"
+    return True, [{"problem": f"torch, torchvision or timm cannot be imported: {last}", "fix": fix}]

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import BadInput, PocketvitError
 from . import app
-from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Threads
+from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Strict, Threads
 from .session import session
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def export(
     out_dir: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path("exported"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file itself, with a single --to.")] = None,
     data: Data = "photos",
+    strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -34,7 +35,7 @@ def export(
     with session("export", as_json) as out:
         from rich.markup import escape
 
-        from ..artifacts import check_export, proof_images
+        from ..artifacts import check_export, proof_images, reference_logits
         from ..artifacts import export as run_export
         from ..files import size_bytes
         from ..models import create
@@ -44,15 +45,18 @@ def export(
             raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
         jobs = [check_export(text, out_dir, output, model) for text in to]
         made_from = create(model, pretrained=pretrained)
-        images = proof_images(made_from.spec, data)
+        images = proof_images(made_from.spec, data, strict=strict, progress=out.progress)
+        reference = reference_logits(made_from, images.verification, threads)
         document: list[dict[str, Any]] = []
-        lines = [
-            f"[bold]{escape(made_from.display_name)}[/bold], proven on {len(images.verification)} images of {data}"
-        ]
+        skipped = f" ({images.skipped} unreadable ones skipped)" if images.skipped else ""
+        proven = f"proven on {len(images.verification)} images of {escape(data)}{skipped}"
+        lines = [f"[bold]{escape(made_from.display_name)}[/bold], {proven}"]
         for done, (target, precision, path) in enumerate(jobs):
             out.progress("export", done, len(jobs))
             try:
-                found = run_export(made_from, target.name, path, precision, images=images, threads=threads)
+                found = run_export(
+                    made_from, target.name, path, precision, images=images, reference=reference, threads=threads
+                )
             except PocketvitError as e:
                 if isinstance(e, BadInput):
                     raise
@@ -75,7 +79,7 @@ def export(
             layers = f", {found.artifact.quantized} layers quantized" if found.artifact.quantized else ""
             lines.append(f"  {escape(str(path))}  {size / 1e6:.2f} MB{layers}  {escape(_outcome(found))}")
         out.finish(
-            {"model": made_from.name, "trained": made_from.trained, "files": document},
+            {"model": made_from.name, "trained": made_from.trained, "skipped": images.skipped, "files": document},
             *lines,
             ok=all(entry["ok"] for entry in document),
         )
@@ -86,6 +90,7 @@ def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported file.")],
     against: Annotated[str, typer.Option("--against", metavar="MODEL", help=MODEL_HELP)],
     data: Data = "photos",
+    strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -104,13 +109,14 @@ def verify(
 
         read_artifact(artifact)  # a file that cannot be read is refused before the model is built
         model = create(against, pretrained=pretrained)
-        images = proof_images(model.spec, data)
+        images = proof_images(model.spec, data, strict=strict, progress=out.progress)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
         lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(_outcome(found))}"]
         if found.agreement is not None and found.golden is not None:
+            numbers, worst = found.agreement, images.names[found.agreement.worst_image]
             lines += [
-                f"  cosine {found.agreement.cosine:.6f}, largest error {found.agreement.max_abs_error:.2e}, worst "
-                f"image number {found.agreement.worst_image}, smallest margin {found.agreement.smallest_margin:.2e}",
+                f"  cosine {numbers.cosine:.6f}, largest error {numbers.max_abs_error:.2e} on {escape(worst)}, "
+                f"smallest margin {numbers.smallest_margin:.2e}",
                 f"  golden vectors in the file: {found.golden.sqnr_db:.1f} dB on {found.golden.images} images",
             ]
         lines += [f"  also: {escape(failure)}" for failure in found.failures[1:]]
@@ -122,6 +128,8 @@ def verify(
                 "check": found.sentence,
                 "floor_db": found.artifact.precision.floor_db,
                 "agreement": found.agreement,
+                "worst_image": images.names[found.agreement.worst_image] if found.agreement else None,
+                "skipped": images.skipped,
                 "golden": found.golden,
                 "structure": found.structure,
                 "failures": found.failures,
@@ -136,7 +144,7 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help=ANY_HELP)],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
-    strict: Annotated[bool, typer.Option("--strict", help="Refuse data with unreadable images.")] = False,
+    strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -148,16 +156,33 @@ def evaluate(
     with session("eval", as_json) as out:
         from rich.markup import escape
 
-        from ..artifacts import load
+        from ..artifacts import is_artifact, load
         from ..data import open_data
         from ..measure.accuracy import accuracy
+        from ..targets import read_artifact
 
-        dataset = open_data(data, split, strict=strict)
+        if is_artifact(source):
+            read_artifact(Path(source))  # a file that cannot be read is refused before a large data set is checked
+        dataset = open_data(data, split, strict=strict, progress=out.progress)
         runner = load(source, threads, pretrained=pretrained)
         found = accuracy(runner, dataset, out.progress)
         skipped = f", {found.skipped} unreadable ones skipped" if found.skipped else ""
+        pairs = zip(runner.spec.labels, dataset.labels, strict=False)
+        differ = next(((ours, theirs) for ours, theirs in pairs if ours != theirs), None)
+        note = (
+            f"Classes are matched by position: {differ[0]!r} in the model is {differ[1]!r} in the data."
+            if differ
+            else ""
+        )
         out.finish(
-            {"name": runner.name, "data": data, "split": split, "accuracy": found},
+            {
+                "name": runner.name,
+                "data": data,
+                "split": split,
+                "accuracy": found,
+                "class_names_match": differ is None,
+            },
+            *([escape(note)] if note else []),
             f"[bold]{escape(runner.name)}[/bold]: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} on {found.images} "
             f"images of {escape(data)} ({split}{skipped}), {found.evidence}",
         )

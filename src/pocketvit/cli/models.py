@@ -100,9 +100,12 @@ def classify(
         from ..artifacts import load
         from ..data import load_image
 
-        pictures = [load_image(path) for path in images]
+        missing = [str(path) for path in images if not path.is_file()]
+        if missing:
+            raise BadInput(f"There is no image {missing[0]}.")
         runner = load(model, threads, pretrained=pretrained)
-        answers = run_classify(runner, pictures, top)
+        # one picture at a time: hundreds of photographs do not fit in memory at once
+        answers = [run_classify(runner, [load_image(path)], top)[0] for path in images]
         document: list[dict[str, Any]] = []
         lines: list[str] = [f"[bold]{escape(runner.name)}[/bold]"]
         for path, answer in zip(images, answers, strict=True):
@@ -132,11 +135,14 @@ def train(
 ) -> None:
     """Train or fine-tune a model; run the same command again to go on after an interruption.
 
-    Defaults are DeiT's. On several processes or machines: accelerate launch -m pocketvit train ...
+    Defaults are DeiT's. On several GPUs or machines: accelerate launch -m pocketvit train ...; on several CPU
+    processes: torchrun --nproc-per-node 2 -m pocketvit train ...
 
     Example: pocketvit train vit_tiny_patch16_224 --data folder:photos --out my_vit --set epochs=20
     """
     with session("train", as_json) as out:
+        from rich.markup import escape
+
         from ..training import train_checkpoint
 
         trained = train_checkpoint(
@@ -152,9 +158,9 @@ def train(
         )
         out.finish(
             trained,
-            f"{trained['model']}: {trained['val_top1']:.2%} of {trained['val_images']} validation images, "
+            f"{escape(trained['model'])}: {trained['val_top1']:.2%} of {trained['val_images']} validation images, "
             f"{trained['test_top1']:.2%} of {trained['test_images']} test images",
-            f"Checkpoint: {out_dir}",
+            f"Checkpoint: {escape(str(out_dir))}",
         )
 
 

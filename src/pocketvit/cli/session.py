@@ -33,7 +33,7 @@ class Session:
 
         self.command = command
         self.as_json = as_json
-        self.log = _log_path(command)
+        self.log, self._sink = _open_log(command)
         self._out = os.fdopen(os.dup(1), "w")
         self._err = os.fdopen(os.dup(2), "w")
         # a pipe has no width of its own; 100 columns keep tables whole in logs
@@ -56,6 +56,8 @@ class Session:
     def finish(self, document: Any, *lines: RenderableType, ok: bool = True) -> None:
         """Print the result, as JSON or for a person, and leave with exit code 0, or 1 when a check failed."""
         self._stop_bars()
+        if os.environ.get("RANK", "0") != "0":  # of several training processes, the first one speaks
+            raise typer.Exit(0 if ok else 1)
         if self.as_json:
             self._out.write(json.dumps(plain(document), ensure_ascii=False) + "\n")
         else:
@@ -80,6 +82,12 @@ class Session:
         """Give back the descriptors of the caller's own output."""
         self._out.close()
         self._err.close()
+
+    def _redirect(self) -> None:
+        """Send what anything else prints, native code too, to the log."""
+        os.dup2(self._sink, 1)
+        os.dup2(self._sink, 2)
+        os.close(self._sink)
 
     def _name_log(self) -> None:
         sys.stdout.flush()
@@ -109,10 +117,7 @@ def session(command: str, as_json: bool) -> Iterator[Session]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    sink = os.open(current.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(sink, 1)
-    os.dup2(sink, 2)
-    os.close(sink)
+    current._redirect()
     current._start_bars()
     try:
         with warnings.catch_warnings():
@@ -146,14 +151,17 @@ def session(command: str, as_json: bool) -> Iterator[Session]:
             current.log.unlink()
 
 
-def _log_path(command: str) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "pocketvit" / "logs"
+def _open_log(command: str) -> tuple[Path, int]:
+    """Open this process's log for writing, in the cache or where that cannot be, in a temporary file."""
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        directory = cache / "pocketvit" / "logs"
         directory.mkdir(parents=True, exist_ok=True)
         old = sorted(directory.glob("*.log"), key=lambda p: p.stat().st_mtime)
         for log in old[: -_KEPT_LOGS + 1]:
             log.unlink(missing_ok=True)
-    except OSError:
-        directory = Path(tempfile.mkdtemp(prefix="pocketvit-"))
-    return directory / f"{command}-{os.getpid()}.log"
+        path = directory / f"{command}-{os.getpid()}.log"
+        return path, os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
+        sink, name = tempfile.mkstemp(prefix=f"pocketvit-{command}-", suffix=".log")
+        return Path(name), sink

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,31 +24,52 @@ _PICKLE_NAMES = ("pytorch_model.bin", "model.pth", "model.pt", "checkpoint.pth.t
 _CONFIG_MAX_BYTES = 8 << 20
 
 
-def weights_sha256(module: nn.Module) -> str:
-    """SHA-256 over every parameter and buffer: names, types, shapes and bytes, in name order."""
+def weights_sha256(module: nn.Module, without: Collection[str] = ()) -> str:
+    """SHA-256 over every parameter and buffer not in `without`: names, types, shapes and bytes, in name order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted((n, t) for n, t in module.state_dict().items() if n not in without):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
+def architecture(module: nn.Module) -> str | None:
+    """The timm architecture a module is built as, None for any other module."""
+    described: dict[str, Any] = getattr(module, "pretrained_cfg", None) or {}
+    return described.get("architecture")
+
+
+def check_destination(directory: Path) -> None:
+    """Raise BadInput unless `directory` is absent, empty or a checkpoint with nothing of anybody else's in it."""
+    import timm
+
+    if not directory.exists():
+        return
+    if directory.is_dir():
+        files = {path.name for path in directory.iterdir()}
+        if not files or (
+            files == {CONFIG, WEIGHTS} and timm.is_model(str(read_config(directory).get("architecture")))
+        ):
+            return
+    raise BadInput(f"{directory} holds something that is not a checkpoint; choose another directory.")
+
+
 def save(model: Model, directory: Path | str) -> None:
     """Write a timm-architecture model as a checkpoint directory, all of it or nothing.
 
     timm loads it as `local-dir:DIRECTORY`. Raises BadInput when the model is not of a timm architecture (a Hugging
-    Face model, or a rewritten one) or the directory holds something else.
+    Face model) or the directory holds something else.
     """
     from timm.models import save_for_hf
 
-    if not hasattr(model.module, "pretrained_cfg"):
+    if architecture(model.module) is None:
         raise BadInput(f"{model.name} is not a timm architecture, so it cannot be saved as a timm checkpoint.")
-    directory = Path(directory)
-    if directory.exists() and any(directory.iterdir()) and not (directory / CONFIG).is_file():
-        raise BadInput(f"{directory} holds something that is not a checkpoint; choose another directory.")
+    directory = Path(directory).resolve()
+    check_destination(directory)
     spec = model.spec
     data_config = {
+        "input_size": spec.size,
         "mean": spec.mean,
         "std": spec.std,
         "interpolation": spec.interpolation,

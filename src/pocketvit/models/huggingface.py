@@ -8,16 +8,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .. import torchvision_repair  # noqa: F401 - before timm
+
+# isort: split
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
 from torch import Tensor, nn
 
-from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
 from ..hub import from_hub
 from ..types import InputSpec
 from .model import Model
 
 # PIL's resampling codes as transformers stores them
-_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 
 
 class Logits(nn.Module):
@@ -50,7 +56,7 @@ def create_huggingface(name: str) -> Model:
             )
         except ValueError as e:
             raise BadInput(f"{name} is not an image classifier: {str(e).splitlines()[0]}") from e
-        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False).to_dict()
+        processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found[kind]:
             keys = sorted(map(str, found[kind]))
@@ -59,13 +65,9 @@ def create_huggingface(name: str) -> Model:
                 "it is not a finished classifier."
             )
     labels = tuple(str(config.id2label[i]) for i in range(config.num_labels))
-    return Model(
-        name=name,
-        module=Logits(model.eval()),
-        spec=_spec(config, processor, labels),
-        trained=True,
-        classes=len(labels),
-    )
+    spec = _spec(name, config, processor.to_dict(), labels)
+    _check_spec(name, spec, processor)
+    return Model(name=name, module=Logits(model.eval()), spec=spec, trained=True, classes=len(labels))
 
 
 @contextmanager
@@ -77,7 +79,7 @@ def _from_directory(name: str) -> Iterator[None]:
         raise BadInput(f"{name} cannot be loaded: {first} Weights must be safetensors; a pickle is not read.") from e
 
 
-def _spec(config: Any, processor: dict[str, Any], labels: tuple[str, ...]) -> InputSpec:
+def _spec(name: str, config: Any, processor: dict[str, Any], labels: tuple[str, ...]) -> InputSpec:
     """Translate an image processor's settings to timm's words: an exact resize is crop_mode 'squash'."""
     size = processor.get("size") or {}
     crop = processor.get("crop_size") if processor.get("do_center_crop") else None
@@ -91,16 +93,57 @@ def _spec(config: Any, processor: dict[str, Any], labels: tuple[str, ...]) -> In
         edge = size["shortest_edge"]
         height, width = (crop["height"], crop["width"]) if crop else (edge, edge)
         crop_mode, crop_pct = "center", height / edge
+        if processor.get("crop_pct") and not crop:  # ConvNeXT's: cropped below 384 pixels, squashed from there on
+            crop_mode, crop_pct = ("center", processor["crop_pct"]) if edge < 384 else ("squash", 1.0)
     else:
-        height = width = config.image_size
-        crop_mode, crop_pct = "squash", 1.0
+        raise BadInput(f"The image processor of {name} does not say what size it makes images: {size or 'no size'}.")
+    resample = processor.get("resample")
+    if resample not in _RESAMPLE:
+        raise BadInput(f"The image processor of {name} resizes in an unknown way: resample {resample}.")
     normalised = processor.get("do_normalize", True)
+    mean = processor.get("image_mean") if normalised else (0.0, 0.0, 0.0)
+    std = processor.get("image_std") if normalised else (1.0, 1.0, 1.0)
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple):
+        raise BadInput(f"The image processor of {name} normalises without an image_mean and an image_std.")
     return InputSpec(
         size=(getattr(config, "num_channels", 3), height, width),
-        mean=tuple(processor["image_mean"]) if normalised else (0.0, 0.0, 0.0),
-        std=tuple(processor["image_std"]) if normalised else (1.0, 1.0, 1.0),
-        interpolation=_RESAMPLE[int(processor.get("resample", 2))],
+        mean=tuple(mean),
+        std=tuple(std),
+        interpolation=_RESAMPLE[resample],
         crop_pct=crop_pct,
         crop_mode=crop_mode,
         labels=labels,
     )
+
+
+def _check_spec(name: str, spec: InputSpec, processor: Any) -> None:
+    """Raise BadInput unless the processor itself prepares an image as `spec` says.
+
+    Processors scale, flip, pad and crop by settings of their own; an image tells whether any of them was missed.
+    Both resample it alike: transformers' own code lacks some of the filters.
+    """
+    across = np.linspace(0, 255, 3 * 64, dtype=np.uint8)[None].repeat(2 * 64, axis=0)
+    down = np.linspace(0, 255, 2 * 64, dtype=np.uint8)[:, None].repeat(3 * 64, axis=1)
+    image = Image.fromarray(np.stack([across, down, 255 - across], axis=2))
+    transform = create_transform(
+        input_size=spec.size,
+        interpolation="bicubic",
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        crop_mode=spec.crop_mode,
+    )
+    ours = transform(image)
+    try:
+        theirs = processor(image, resample=Image.Resampling.BICUBIC, return_tensors="pt")["pixel_values"][0]
+    except (TypeError, ValueError) as e:
+        raise BadInput(f"The image processor of {name} cannot prepare an image: {e}") from e
+    # where to round is each library's own choice: two levels in 255 of a pixel, and one pixel of this slope
+    allowed = 2 + 256 / min(spec.size[1:])
+    scale = 255 * torch.tensor(spec.std).view(-1, 1, 1)
+    differs = float(((ours - theirs) * scale).abs().max()) if ours.shape == theirs.shape else float("inf")
+    if not differs <= allowed:
+        raise BadInput(
+            f"{name} prepares images in a way that is not understood here: its {type(processor).__name__} and the "
+            f"settings read from it differ by {differs:.0f} of 255 levels."
+        )

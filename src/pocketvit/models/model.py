@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 class Model:
     """An image classifier, how its input is prepared, and whether its weights come from training.
 
-    module maps normalised images (N, C, H, W) to logits (N, classes).
+    module maps normalised images (N, C, H, W) to logits (N, classes). body: where only the head is random, the
+    SHA-256 of the weights below it; empty otherwise.
     """
 
     name: str
@@ -29,6 +32,7 @@ class Model:
     spec: InputSpec
     trained: bool
     classes: int
+    body: str = ""
 
     @property
     def display_name(self) -> str:
@@ -74,9 +78,7 @@ class EagerRunner(Runner):
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (N, classes) of images (N, C, H, W) in [0, 1], the whole batch at once."""
-        if torch.get_num_threads() != self.threads:
-            torch.set_num_threads(self.threads)
-        with torch.inference_mode():
+        with _threads(self.threads), torch.inference_mode():
             logits = self._module(torch.from_numpy(images))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise BadInput(f"{self.name} does not return logits of shape (batch, classes); give it a classifier head.")
@@ -94,3 +96,17 @@ class EagerRunner(Runner):
             for event in trace.key_averages()
         ]
         return tuple(sorted(ops, key=lambda op: -op.ms))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with `count` threads; afterwards PyTorch uses as many as before."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

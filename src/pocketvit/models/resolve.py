@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
 from ..hub import from_hub
 from ..registry import close_matches
 from ..types import InputSpec
-from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights
+from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights, weights_sha256
 from .huggingface import create_huggingface
 from .model import Model
 
@@ -23,37 +26,44 @@ def create(
     pretrained: bool = False,
     num_classes: int | None = None,
     labels: Sequence[str] = (),
+    seed: int = 0,
     **model_args: Any,
 ) -> Model:
     """Create a classifier.
 
     name: a timm architecture (weights random unless `pretrained`), `architecture@weights.safetensors`, a checkpoint
-    directory in timm's layout, or `hf:org/name` (also `hf:DIRECTORY`; needs the extra 'hf'). num_classes replaces the
-    head. labels name the classes. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...).
+    directory in timm's layout, or `hf:org/name` (also `hf:DIRECTORY`; needs the extra 'hf'). num_classes: where it is
+    not what the weights have, the head is new and random, and the model untrained. labels name the classes. seed
+    decides all that is random. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...).
 
     Raises BadInput for an unknown name (with close matches), weights that are missing, extra or misshapen, a pickle
     in place of safetensors, or a download without a network. Never falls back to random weights.
     """
-    if name.startswith("hf:"):
-        if num_classes or model_args:
-            raise BadInput(f"{name} comes with its own head and shape; num_classes and model arguments do not apply.")
-        model = create_huggingface(name)
-    elif "@" in name:
-        architecture, _, weights = name.partition("@")
-        model = _from_weights_file(architecture, Path(weights), num_classes, model_args)
-    elif Path(name).is_dir():
-        model = _from_directory(Path(name), num_classes, model_args)
-    elif "/" in name or name.endswith((".safetensors", ".pth", ".pt", ".bin")):
-        raise BadInput(
-            f"There is no checkpoint directory {name}; a weights file is given as ARCHITECTURE@weights.safetensors."
-        )
-    else:
-        model = _from_timm(name, pretrained, num_classes, model_args)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = _create(name, pretrained, num_classes, model_args)
     if labels:
         if len(labels) != model.classes:
             raise BadInput(f"{len(labels)} labels were given for {name}, which has {model.classes} classes.")
         model = replace(model, spec=replace(model.spec, labels=tuple(labels)))
     return model
+
+
+def _create(name: str, pretrained: bool, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    if name.startswith("hf:"):
+        if num_classes or model_args:
+            raise BadInput(f"{name} comes with its own head and shape; num_classes and model arguments do not apply.")
+        return create_huggingface(name)
+    if Path(name).is_dir():
+        return _from_directory(Path(name), num_classes, model_args)
+    if "@" in name:
+        architecture, _, weights = name.partition("@")
+        return _from_weights_file(architecture, Path(weights), num_classes, model_args)
+    if "/" in name or name.endswith((".safetensors", ".pth", ".pt", ".bin")):
+        raise BadInput(
+            f"There is no checkpoint directory {name}; a weights file is given as ARCHITECTURE@weights.safetensors."
+        )
+    return _from_timm(name, pretrained, num_classes, model_args)
 
 
 def _from_timm(name: str, pretrained: bool, num_classes: int | None, model_args: dict[str, Any]) -> Model:
@@ -66,19 +76,20 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, model_args:
         return _describe(name, _build(name, num_classes, model_args), trained=False)
     with from_hub(f"The pretrained weights of {name}"):
         module = _build(name, num_classes, model_args, pretrained=True)
-    # A new head on pretrained weights is random: such a model is a starting point, not a result.
-    trained = num_classes is None or num_classes == module.pretrained_cfg["num_classes"]
-    return _describe(name, module, trained=trained)
+    model = _describe(name, module, trained=True)
+    return model if num_classes in (None, module.pretrained_cfg["num_classes"]) else _with_new_head(model)
 
 
 def _from_weights_file(architecture: str, path: Path, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    import timm
+
     known(architecture)
     weights = read_weights(path)
     if num_classes is None:
-        num_classes = _head_size(architecture, weights)
+        described = timm.get_pretrained_cfg(architecture)
+        num_classes = _head_size(described.to_dict(), weights) if described else None
     module = _build(architecture, num_classes, model_args)
-    load_strictly(module, weights, str(path))
-    return _describe(f"{architecture}@{path.name}", module, trained=True)
+    return _load(_describe(f"{architecture}@{path.name}", module, trained=True), weights, path, num_classes)
 
 
 def _from_directory(directory: Path, num_classes: int | None, model_args: dict[str, Any]) -> Model:
@@ -88,12 +99,29 @@ def _from_directory(directory: Path, num_classes: int | None, model_args: dict[s
         hint = f"; for a Hugging Face model use hf:{directory}" if "model_type" in config else ""
         raise BadInput(f"The config of {directory} names no timm architecture{hint}.")
     known(architecture)
-    if num_classes is not None and num_classes != config.get("num_classes"):
-        raise BadInput(f"{directory} has {config.get('num_classes')} classes, not {num_classes}.")
     weights = read_weights(directory / WEIGHTS)
-    module = _build(f"local-dir:{directory}", None, model_args)
-    load_strictly(module, weights, str(directory / WEIGHTS))
-    return _describe(architecture, module, trained=config.get("trained") is not False)  # timm's own say nothing
+    module = _build(f"local-dir:{directory}", num_classes, model_args)
+    trained = config.get("trained") is not False  # timm's own say nothing
+    model = _describe(directory.resolve().name, module, trained=trained)
+    return _load(model, weights, directory / WEIGHTS, num_classes)
+
+
+def _load(model: Model, weights: dict[str, Tensor], path: Path, num_classes: int | None) -> Model:
+    """Put `weights` into the model, strictly; a head asked for with other classes than theirs stays new."""
+    module: Any = model.module
+    if num_classes is None or _head_size(module.pretrained_cfg, weights) in (None, num_classes):
+        load_strictly(module, weights, str(path))
+        return model
+    head = _head(module)
+    new = {name: tensor for name, tensor in module.state_dict().items() if name in head}
+    load_strictly(module, {n: t for n, t in weights.items() if n not in head} | new, str(path))
+    return _with_new_head(model)
+
+
+def _with_new_head(model: Model) -> Model:
+    """Such a model is a starting point, not a result."""
+    body = weights_sha256(model.module, without=_head(model.module))
+    return replace(model, trained=False, body=body, spec=replace(model.spec, labels=()))
 
 
 def known(name: str) -> None:
@@ -135,21 +163,29 @@ def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretr
         raise BadInput(f"{name} cannot be built with {arguments}: {e}") from e
 
 
-def _head_size(architecture: str, weights: dict[str, Any]) -> int | None:
-    """Read the number of classes off the classifier's weight, when the file has it."""
-    import timm
+def _classifiers(pretrained_cfg: dict[str, Any]) -> tuple[str, ...]:
+    """Names of the layers that give the logits: one, or two in a distilled model."""
+    named = pretrained_cfg.get("classifier") or ()
+    return (named,) if isinstance(named, str) else tuple(named)
 
-    described = timm.get_pretrained_cfg(architecture)
-    classifier = described.classifier if described else None
-    first = classifier[0] if isinstance(classifier, tuple | list) else classifier
-    weight = weights.get(f"{first}.weight")
-    return None if weight is None else int(weight.shape[0])
+
+def _head(module: Any) -> frozenset[str]:
+    """Names of the tensors of the classifier."""
+    layers = tuple(f"{layer}." for layer in _classifiers(module.pretrained_cfg))
+    return frozenset(name for name in module.state_dict() if name.startswith(layers))
+
+
+def _head_size(pretrained_cfg: dict[str, Any], weights: dict[str, Tensor]) -> int | None:
+    """Read the number of classes off the classifier's weight, when the file has it."""
+    found = [weights[f"{layer}.weight"] for layer in _classifiers(pretrained_cfg) if f"{layer}.weight" in weights]
+    return int(found[0].shape[0]) if found and found[0].ndim else None
 
 
 def _describe(name: str, module: Any, *, trained: bool) -> Model:
-    from timm.data import resolve_model_data_config
+    from timm.data import resolve_input_data_config
+    from timm.models import get_model_input_config
 
-    data = resolve_model_data_config(module)
+    data = resolve_input_data_config(module, {"input_size": get_model_input_config(module)["input_size"]})
     spec = InputSpec(
         size=tuple(data["input_size"]),
         mean=tuple(data["mean"]),

@@ -138,7 +138,9 @@ def conditions(rows: Sequence[Row]) -> tuple[str, ...]:
     if accuracies:
         images = {a.images for a in accuracies}
         step = f", so one image is {100 / min(images):.2g} points" if min(images) else ""
-        sentences.append(f"Top-1 over {listed(images)} images{step}.")
+        skipped = max(a.skipped for a in accuracies)
+        left_out = f" ({skipped} unreadable ones left out)" if skipped else ""
+        sentences.append(f"Top-1 over {listed(images)} images{left_out}{step}.")
     agreements = [row.agreement for row in rows if row.agreement]
     if agreements:
         count = listed({a.images for a in agreements})

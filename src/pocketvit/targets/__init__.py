@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.metadata
 import math
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import files as disk
 from ..errors import BadInput, CheckFailed, PocketvitError
 from ..registry import Registry, close_matches
 from ..types import Artifact, Precision, Runner
@@ -42,8 +42,9 @@ class Target:
 
     precisions: each with the quantizer that makes it, in words. packages: distributions it needs. extra: the pip
     extra that installs them. write, open and embedded do the format's work; call `export`, `load` and `read`, which
-    check what is asked first. structure: for files that cannot run everywhere, a check of the saved file against
-    the number of weight elements expected; returns what was checked as a sentence, raises CheckFailed.
+    check what is asked first. files: all that make up a path, the path itself first. structure: for files that cannot
+    run everywhere, a check of the saved file against the number of weight elements expected; returns what was checked
+    as a sentence, raises CheckFailed.
     """
 
     name: str
@@ -82,12 +83,12 @@ class Target:
         """
         self.check(draft.precision)
         check_claims(draft)
-        self._check_destination(draft)
+        self._check_new(draft)
         self._check_calibration(draft, calibration)
         versions = {name: _version(name) for name in self.packages}
         draft = dataclasses.replace(draft, made_with={**draft.made_with, **versions})
         try:
-            with no_telemetry():
+            with no_telemetry(), disk.full_disk_named(draft.path):
                 artifact = self.write(module, draft, calibration)
         except (PocketvitError, OSError, MemoryError):
             self.remove(draft.path)
@@ -125,19 +126,23 @@ class Target:
     def remove(self, path: Path) -> None:
         """Delete every file that makes up `path`; those not there are left alone."""
         for part in self.files(path):
-            if part.is_dir():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)
+            disk.remove(part)
 
     def require(self) -> None:
         """Raise BadInput with the pip command that installs what is missing."""
         if missing := self.missing():
             raise BadInput(f"{self.name} needs {', '.join(missing)}: pip install 'pocketvit[{self.extra}]'")
 
-    def _check_destination(self, draft: Artifact) -> None:
-        if draft.path.suffix != self.suffix:
-            raise BadInput(f"{draft.path} should end in {self.suffix}, as {self.name} files do.")
+    def check_suffix(self, path: Path) -> None:
+        """Raise BadInput unless the name ends as this target's files do."""
+        if path.suffix != self.suffix:
+            known = [TARGETS.get(name).suffix for name in TARGETS]
+            hint = close_matches(path.suffix, known) if path.suffix not in known else ""
+            ends = path.suffix or "nothing"
+            raise BadInput(f"{path} should end in {self.suffix}, as {self.name} files do, not in {ends}.{hint}")
+
+    def _check_new(self, draft: Artifact) -> None:
+        self.check_suffix(draft.path)
         if not draft.path.parent.is_dir():
             raise BadInput(f"{draft.path} cannot be written: there is no directory {draft.path.parent}.")
         for part in self.files(draft.path):

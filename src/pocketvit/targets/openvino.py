@@ -7,6 +7,9 @@ fp32 file in bfloat16 where the CPU can.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -16,6 +19,7 @@ from ..types import METADATA_KEY, Artifact, OpTime, Precision, Quantized, Runner
 from . import TARGETS, Target
 from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
 from ._runner import FileRunner, Stopwatch
+from ._signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +50,15 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     if draft.precision.is_quantized:
         artifact = dataclasses.replace(draft, quantized=count_quantized(model))
     model.set_rt_info(artifact.to_json(), [METADATA_KEY])
-    openvino.save_model(model, str(draft.path), compress_to_fp16=draft.precision in (Precision.FP16, Precision.BF16))
+    compress = draft.precision in (Precision.FP16, Precision.BF16)
+    try:
+        openvino.save_model(model, str(draft.path), compress_to_fp16=compress)
+    except RuntimeError as error:
+        # on a full disk OpenVINO says "iostream error" and deletes what it wrote: afterwards the disk looks fine
+        weights = sum(node.data.nbytes for node in model.get_ops() if node.get_type_name() == "Constant")
+        if shutil.disk_usage(draft.path.parent).free < weights:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+        raise
     return artifact
 
 
@@ -54,7 +66,8 @@ def _quantize(model: Any, calibration: NDArray[np.float32]) -> Any:
     import nncf
 
     images = nncf.Dataset([image[None] for image in calibration])
-    return nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
+    with signal_stack_kept():
+        return nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
 
 
 def count_quantized(model: Any) -> Quantized:
@@ -97,14 +110,15 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
 def _compile(artifact: Artifact, threads: int, *, profiling: bool) -> Any:
     import openvino
 
-    core = openvino.Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if artifact.precision is Precision.BF16 else "f32",
         "PERF_COUNT": profiling,
     }
-    return core.compile_model(core.read_model(str(artifact.path)), "CPU", settings)
+    with signal_stack_kept():
+        core = openvino.Core()
+        return core.compile_model(core.read_model(str(artifact.path)), "CPU", settings)
 
 
 def _profile(artifact: Artifact, threads: int, image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:

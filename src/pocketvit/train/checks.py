@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import BadInput
 from ..models import Model
+from ..models.checkpoint import architecture
 from .config import Distillation, TrainConfig
+from .tasks import blocks_with_drop_path
 
 if TYPE_CHECKING:
     from ..data import ImageDataset
@@ -23,6 +25,13 @@ def check(
     processes: int,
 ) -> None:
     """Raise BadInput, in one sentence, for the first thing that does not fit."""
+    if architecture(model.module) is None:
+        raise BadInput(
+            f"{model.name} is not of a timm architecture, so it can be exported but not trained; "
+            "start from a timm name or a checkpoint."
+        )
+    if config.drop_path and not blocks_with_drop_path(model.module):
+        raise BadInput(f"{model.name} has no blocks with stochastic depth; set drop_path to 0.")
     _check_data(model, train_set, val_set)
     _check_teacher(model, config, teacher)
     if config.batch_size % processes:

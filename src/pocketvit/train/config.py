@@ -43,8 +43,9 @@ class TrainConfig:
     greatest share of the image's area kept by the random crop. mixup, cutmix: alpha of their Beta distribution, 0 is
     off. random_erasing, hflip: probabilities. ema_decay: weights averaged over steps (DeiT tried 0.99996), or None.
     alpha: weight of the distillation term, None for the paper's (0.1 soft, 0.5 hard); the labels weigh 1 - alpha.
-    tau: temperature of soft distillation. clip_grad: greatest gradient norm, or None. workers: processes that augment
-    images, beside each training process. val_every: epochs between validations; the last one is always validated.
+    tau: temperature of soft distillation. clip_grad: greatest gradient norm, or None. threads: CPU threads of each
+    process, None for torch's own number; small models train fastest on 1. workers: processes that augment images,
+    beside each of them. val_every: epochs between validations; the last one is always validated.
     """
 
     epochs: int = 300
@@ -70,6 +71,7 @@ class TrainConfig:
     tau: float = 3.0
     amp: Amp = Amp.NONE
     seed: int = 0
+    threads: int | None = None
     workers: int = 0
     val_every: int = 1
 
@@ -77,6 +79,7 @@ class TrainConfig:
         """Refuse, in a sentence, what cannot be trained with."""
         for name in ("epochs", "batch_size", "repeated_aug", "val_every"):
             _check(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _check(self.threads is None or self.threads >= 1, f"threads must be at least 1, or empty, not {self.threads}")
         for name in ("warmup_epochs", "workers", "seed", "mixup", "cutmix", "weight_decay", "warmup_lr", "min_lr"):
             value = getattr(self, name)
             _check(value >= 0 and math.isfinite(value), f"{name} must be 0 or more, not {value}")

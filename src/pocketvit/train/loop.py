@@ -6,6 +6,8 @@ from .. import torchvision_repair  # noqa: F401 - before timm
 
 # isort: split
 import dataclasses
+import hashlib
+import json
 import math
 import os
 import random
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from accelerate import Accelerator
+from timm.models import get_model_args
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, distribute_bn
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput, CheckFailed
 from ..models import Model, weights_sha256
+from ..models.checkpoint import architecture
 from ..types import Progress, silent
 from .checkpoint import Checkpoint
 from .checks import check
@@ -57,9 +61,9 @@ def fit(
     """Train a copy of `model`; its last epoch's weights, the data's labels and the history are the result.
 
     A checkpoint goes to `work` after every epoch. Called again with the same arguments, the training goes on after
-    the last whole epoch and ends, on the same machine's CPU, with the same weights bit for bit as one that was never
-    interrupted; a finished one returns at once. Under `accelerate launch` or `torchrun` each process takes its share
-    of every batch, and `work` must be a folder that all machines see.
+    the last whole epoch and ends, on the same CPU with as many threads, with the same weights bit for bit as one
+    that was never interrupted; a finished one returns at once. Under `accelerate launch` or `torchrun` each process
+    takes its share of every batch, and `work` must be a folder that all machines see.
 
     Raises BadInput, before any work, when model, teacher, data, config and `work` do not fit together; CheckFailed
     when the loss stops being a number.
@@ -70,7 +74,7 @@ def fit(
     checkpoint = Checkpoint.load(work, identity)
     _check_same_everywhere(accelerator, checkpoint, work)
     if checkpoint is None or checkpoint.epochs < config.epochs:
-        with _callers_randomness_kept(accelerator.device):
+        with _callers_settings_kept(accelerator.device, config.threads):
             checkpoint = _train(
                 model, train_set, val_set, config, work, teacher, progress, accelerator, identity, checkpoint
             )
@@ -103,7 +107,7 @@ def _train(
     validation = validation_batches(val_set, model.spec, config, rank=rank, processes=processes)
     mix = mixing(config, model.classes)
     student = copy_module(model).requires_grad_(True).to(device)
-    set_drop_path(student, config.drop_path, model.name)
+    set_drop_path(student, config.drop_path)
     task = make_task(student, teacher, config, device)
     averaged: nn.Module | None = None
     if config.ema_decay is not None:
@@ -191,17 +195,29 @@ def _identity(
     processes: int,
 ) -> dict[str, Any]:
     """All that decides the outcome, in plain JSON types. Random starting weights do not count as a choice."""
+    start = weights_sha256(model.module) if model.trained else model.body or "random"
     return {
+        "architecture": _structure(model.module),
         "config": dataclasses.asdict(config),
-        "model": model.name,
         "classes": model.classes,
         "input": dataclasses.asdict(dataclasses.replace(model.spec, labels=())),
-        "starting weights": weights_sha256(model.module) if model.trained else "random",
+        "starting weights": start,
         "teacher": None if teacher is None else weights_sha256(teacher.module),
         "training data": train_set.digest(),
         "validation data": val_set.digest(),
         "processes": processes,
     }
+
+
+def _structure(module: nn.Module) -> str:
+    """SHA-256 of what a timm model is, apart from the values of its weights.
+
+    The arguments it was made with say what its layers do not: the number of heads, for one.
+    """
+    tensors = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in module.state_dict().items()}
+    about = [architecture(module), get_model_args(module), repr(module), tensors]
+    text = json.dumps(about, sort_keys=True, default=lambda other: type(other).__name__)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _accelerator() -> Accelerator:
@@ -229,12 +245,14 @@ def _check_same_everywhere(accelerator: Accelerator, checkpoint: Checkpoint | No
 
 
 @contextmanager
-def _callers_randomness_kept(device: torch.device) -> Iterator[None]:
-    """Training seeds the global generators; afterwards they are as the caller left them."""
-    python, numpy = random.getstate(), np.random.get_state()
+def _callers_settings_kept(device: torch.device, threads: int | None) -> Iterator[None]:
+    """Training seeds the global generators and sets torch's threads; afterwards they are as the caller left them."""
+    python, numpy, before = random.getstate(), np.random.get_state(), torch.get_num_threads()
     try:
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.set_num_threads(threads or before)
             yield
     finally:
+        torch.set_num_threads(before)
         random.setstate(python)
         np.random.set_state(numpy)

@@ -16,7 +16,6 @@ from timm.task.task import TrainingTask
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import BadInput
 from ..models import Model
 from .config import Distillation, TrainConfig
 
@@ -76,14 +75,14 @@ def make_task(student: nn.Module, teacher: Model | None, config: TrainConfig, de
     return one_head(**common)
 
 
-def set_drop_path(module: nn.Module, rate: float, name: str) -> None:
-    """Set stochastic depth in place: 0 in the first block, rising linearly to `rate` in the last.
+def blocks_with_drop_path(module: nn.Module) -> list[nn.Module]:
+    """The blocks that have stochastic depth, in order; timm's hold it in children called drop_path, drop_path1..."""
+    return [block for block in module.modules() if any(map(_is_drop_path, block._modules))]
 
-    timm's blocks hold it in children called drop_path, drop_path1...; a model without any raises BadInput.
-    """
-    blocks = [block for block in module.modules() if any(map(_is_drop_path, block._modules))]
-    if rate and not blocks:
-        raise BadInput(f"{name} has no blocks with stochastic depth; set drop_path to 0.")
+
+def set_drop_path(module: nn.Module, rate: float) -> None:
+    """Set stochastic depth in place: 0 in the first block, rising linearly to `rate` in the last."""
+    blocks = blocks_with_drop_path(module)
     for i, block in enumerate(blocks):
         here = rate * i / max(1, len(blocks) - 1)
         for child in filter(_is_drop_path, list(block._modules)):
