@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .artifacts import ProofImages, Verification, draw_proof, export, export_name, load
 from .data import ImageDataset, check_classes, open_data, sample
 from .errors import BadInput, CannotRunHere, CheckFailed
@@ -122,9 +120,7 @@ def _check_models(recipe: Recipe, splits: _Splits) -> None:
 def _initial(recipe: ModelRecipe, splits: _Splits, *, trained_here: bool, seed: int = 0) -> Model:
     """The model before training: random weights depend on the seed alone."""
     classes = len(splits.train.labels) if trained_here else None
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return create(recipe.name, pretrained=recipe.pretrained, num_classes=classes, **recipe.args)
+    return create(recipe.name, pretrained=recipe.pretrained, num_classes=classes, seed=seed, **recipe.args)
 
 
 def _student_config(recipe: Recipe, distillation: str) -> TrainConfig:
