@@ -34,7 +34,7 @@ from .checkpoint import Checkpoint
 from .checks import check
 from .config import Amp, TrainConfig
 from .images import TrainingBatches, mixing, validation_batches
-from .tasks import copy_module, make_task, set_drop_path
+from .tasks import copy_module, make_task, place, set_drop_path
 
 if TYPE_CHECKING:
     from ..data import ImageDataset
@@ -106,7 +106,7 @@ def _train(
     batches = TrainingBatches(train_set, model.spec, config, rank=rank, processes=processes, pin=device.type == "cuda")
     validation = validation_batches(val_set, model.spec, config, rank=rank, processes=processes)
     mix = mixing(config, model.classes)
-    student = copy_module(model).requires_grad_(True).to(device)
+    student = place(copy_module(model).requires_grad_(True), device)
     set_drop_path(student, config.drop_path)
     task = make_task(student, teacher, config, device)
     averaged: nn.Module | None = None
@@ -133,7 +133,8 @@ def _train(
         task.train()
         losses: list[Tensor] = []
         for step, (images, labels) in enumerate(batches.epoch(epoch), start=epoch * len(batches)):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=True)
             if mix is not None:
                 images, labels = mix(images, labels)
             schedule.step_update(step)
