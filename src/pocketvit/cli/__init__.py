@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Annotated
 
 import typer
@@ -43,7 +42,4 @@ for _commands in ("runs", "models", "files", "doctor"):
 
 def main() -> None:
     """Entry point of the `pocketvit` command."""
-    # Read when torch is loaded. Threads that spin while they wait take the cores from the runtime timed next, and on
-    # a machine that does other work too make training ten times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app()
