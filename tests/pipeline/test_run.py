@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import shutil
 import signal
@@ -9,12 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import yaml
 
+from pocketvit.data import open_data
 from pocketvit.errors import BadInput
 from pocketvit.pipeline import run
-from pocketvit.recipe import find_recipe, read_recipe
+from pocketvit.recipe import DataRecipe, ModelRecipe, find_recipe, read_recipe
 from pocketvit.runs import read_run
 
 QUICK = {
@@ -267,6 +272,58 @@ def test_every_shipped_recipe_reads_and_names_what_exists(path: Path) -> None:
         TrainConfig.from_dict(recipe.train.config)
         if recipe.train.teacher and recipe.train.teacher.train:
             TrainConfig.from_dict(recipe.train.teacher.train)
+
+
+def test_the_recipe_for_a_pretrained_model_on_a_folder(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """As shipped, but for where the weights come from: there is no network here."""
+    recipe = read_recipe(find_recipe("timm_folder"))
+    digits = open_data("digits", "all")
+    for i in range(250):
+        picture, target = digits[i]
+        (tmp_path / "images" / digits.labels[target]).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "images" / digits.labels[target] / f"{i}.png")
+    recipe = dataclasses.replace(
+        recipe,
+        model=ModelRecipe(name=str(finished[1] / "student-none" / "checkpoint")),
+        data=DataRecipe(source=f"folder:{tmp_path / 'images'}"),
+    )
+    found = run(recipe, tmp_path / "run")
+    assert [row.file is not None for row in found.rows] == [False, True, True, True, True, True], found.rows
+    assert found.rows[1].accuracy == found.rows[0].accuracy
+
+
+def test_the_recipe_for_a_huggingface_vit(tmp_path: Path) -> None:
+    """As shipped, with a small ViT saved by transformers and a parquet file written here."""
+    transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")
+    digits = open_data("digits", "all")
+    config = transformers.ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=96,
+        image_size=32,
+        patch_size=8,
+        id2label=dict(enumerate(digits.labels)),
+        label2id={name: i for i, name in enumerate(digits.labels)},
+    )
+    transformers.ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    rows = []
+    for i in range(250):
+        picture, target = digits[i]
+        stream = io.BytesIO()
+        picture.save(stream, format="PNG")
+        rows.append({"image": {"bytes": stream.getvalue(), "path": None}, "label": target})
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "images.parquet")
+    recipe = dataclasses.replace(
+        read_recipe(find_recipe("hf_vit")),
+        model=ModelRecipe(name=f"hf:{tmp_path / 'vit'}"),
+        data=DataRecipe(source=f"parquet:{tmp_path / 'images.parquet'}"),
+    )
+    found = run(recipe, tmp_path / "run")
+    assert found.rows[1].file is not None
+    assert found.rows[1].accuracy == found.rows[0].accuracy
+    assert [row.target for row in found.rows] == ["eager", "onnx", "onnx", "openvino", "openvino", "coreml"]
 
 
 def test_a_file_that_fails_its_check_becomes_a_row_and_the_run_is_not_ok(

@@ -1,0 +1,59 @@
+"""Every command and the Python example of the README, run as they stand there, on a trained checkpoint."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.fixture
+def workplace(checkpoint: Path, tmp_path: Path) -> Path:
+    """A directory with what the README's examples name: my_checkpoint, my_images, cat.jpg."""
+    from pocketvit.data import open_data
+
+    shutil.copytree(checkpoint, tmp_path / "my_checkpoint")
+    digits = open_data("digits", "all")
+    for i in range(300):
+        picture, target = digits[i]
+        (tmp_path / "my_images" / digits.labels[target]).mkdir(parents=True, exist_ok=True)
+        picture.save(tmp_path / "my_images" / digits.labels[target] / f"{i}.png")
+    digits[0][0].save(tmp_path / "cat.jpg")
+    return tmp_path
+
+
+def test_the_commands_of_the_readme(cli, workplace: Path) -> None:
+    section = README.split("## Use it on your own model")[1]
+    block = re.search(r"```\n(.*?)```", section, re.S)
+    assert block
+    commands = [line.partition(" # ")[0] for line in block.group(1).splitlines()]
+    assert len(commands) >= 6
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "pocketvit"
+        cli(*words[1:])
+
+
+def test_the_python_example_of_the_readme(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workplace)
+    block = re.search(r"```python\n(.*?)```", README, re.S)
+    assert block
+    printed: list[object] = []
+    exec(block.group(1), {"print": lambda *values: printed.extend(values)})
+    assert str(printed[0]).startswith("ok")
+    assert 0 < float(str(printed[-1])) <= 1
+
+
+def test_the_readme_leads_with_the_two_commands_and_names_recipes_that_exist() -> None:
+    first = README.index("```")
+    assert README.index("make demo") > first
+    assert README.index("make test") < README.index("## ")
+    root = Path(__file__).parents[2]
+    for path in set(re.findall(r"(?:recipes|docs)/[\w/]+\.(?:yaml|md)", README)):
+        assert (root / path).is_file(), path
+    assert not re.search(r"\b[A-Z]+_TABLE\b", README)
