@@ -86,6 +86,11 @@ def test_doctor_lists_every_target_with_its_fix_when_something_is_missing() -> N
     assert "pip install 'pocketvit[openvino]'" in out
 
 
+def test_a_command_line_that_cannot_be_parsed_gives_json_too(shell) -> None:
+    assert "Missing argument" in shell("info", "--json", code=2).json["error"]
+    assert "No such option" in shell("info", "test_vit", "--jsn", "--json", code=2).json["error"]
+
+
 def test_a_misspelt_command_is_corrected(cli) -> None:
     assert "Did you mean 'export'" in cli("exprt", code=2).err
 

@@ -274,14 +274,41 @@ def test_every_shipped_recipe_reads_and_names_what_exists(path: Path) -> None:
             TrainConfig.from_dict(recipe.train.teacher.train)
 
 
+def folder_of_digits(path: Path, rows: range, classes: int = 10) -> Path:
+    digits = open_data("digits", "all")
+    for i in rows:
+        picture, target = digits[i]
+        if target < classes:
+            (path / digits.labels[target]).mkdir(parents=True, exist_ok=True)
+            picture.save(path / digits.labels[target] / f"{i}.png")
+    return path
+
+
+def test_another_source_to_report_on(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """Accuracy is that of every image of `test`; unreadable ones are counted, or refused with `strict`."""
+    source = folder_of_digits(tmp_path / "ours", range(0, 200))
+    test = folder_of_digits(tmp_path / "theirs", range(200, 280))
+    (test / "0" / "broken.png").write_text("not an image")
+    few = folder_of_digits(tmp_path / "few", range(200, 280), classes=9)
+    model = {"name": str(finished[1] / "student-none" / "checkpoint")}
+
+    def recipe(**data) -> Path:
+        data = {"source": f"folder:{source}"} | data
+        return write(tmp_path, model=model, data=data, train=None, export=["torch_export"], passes=[])
+
+    found = run(recipe(test=f"folder:{test}"), tmp_path / "run").rows[1].accuracy
+    assert found is not None
+    assert (found.images, found.skipped) == (80, 1)
+    with pytest.raises(BadInput, match=r"broken\.png"):
+        run(recipe(test=f"folder:{test}", strict=True), tmp_path / "run2")
+    with pytest.raises(BadInput, match="do not have the same classes"):
+        run(recipe(test=f"folder:{few}"), tmp_path / "run3")
+
+
 def test_the_recipe_for_a_pretrained_model_on_a_folder(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """As shipped, but for where the weights come from: there is no network here."""
     recipe = read_recipe(find_recipe("timm_folder"))
-    digits = open_data("digits", "all")
-    for i in range(250):
-        picture, target = digits[i]
-        (tmp_path / "images" / digits.labels[target]).mkdir(parents=True, exist_ok=True)
-        picture.save(tmp_path / "images" / digits.labels[target] / f"{i}.png")
+    folder_of_digits(tmp_path / "images", range(250))
     recipe = dataclasses.replace(
         recipe,
         model=ModelRecipe(name=str(finished[1] / "student-none" / "checkpoint")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from typing import Annotated
 
 import typer
@@ -42,4 +44,11 @@ for _commands in ("runs", "models", "files", "doctor"):
 
 def main() -> None:
     """Entry point of the `pocketvit` command."""
-    app()
+    try:
+        app()
+    except SystemExit as left:
+        # a command line that cannot be parsed never reaches a command's session, which speaks JSON elsewhere
+        usage = getattr(left.__context__, "format_message", None)
+        if usage is not None and "--json" in sys.argv:
+            sys.stdout.write(json.dumps({"error": usage(), "exit_code": left.code}) + "\n")
+        raise
