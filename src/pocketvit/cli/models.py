@@ -135,8 +135,8 @@ def train(
 ) -> None:
     """Train or fine-tune a model; run the same command again to go on after an interruption.
 
-    Defaults are DeiT's. On several GPUs or machines: accelerate launch -m pocketvit train ...; on several CPU
-    processes: torchrun --nproc-per-node 2 -m pocketvit train ...
+    Defaults are DeiT's. On several CPU processes: torchrun --nproc-per-node 2 -m pocketvit train ...; GPUs:
+    accelerate launch -m pocketvit train ... (not yet tried on one).
 
     Example: pocketvit train vit_tiny_patch16_224 --data folder:photos --out my_vit --set epochs=20
     """
