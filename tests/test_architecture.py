@@ -21,7 +21,7 @@ LAYERS = [
     "measure",
     "report",
     "recipe runs golden stages",
-    "artifacts training",
+    "artifacts training audits",
     "pipeline",
     "cli",
 ]

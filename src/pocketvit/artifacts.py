@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from . import files
 from .data import ImageDataset, batches, open_data, preprocess, sample
-from .errors import BadInput, CannotRunHere, CheckFailed
+from .errors import BadInput, CheckFailed
 from .golden import golden_count, golden_images, make_golden
 from .measure import environment
 from .measure.accuracy import accuracy
@@ -20,7 +19,7 @@ from .measure.agreement import compare_logits, refuse_degenerate
 from .measure.latency import interleave
 from .models import EagerRunner, Model, create, deployable, weights_sha256
 from .recipe import parse_export, parse_precision
-from .targets import TARGETS, read_artifact
+from .targets import TARGETS, NotOurs, read_artifact, target_of
 from .types import Accuracy, Agreement, Artifact, InputSpec, Latency, OpTime, Precision, Progress, Runner, silent
 
 if TYPE_CHECKING:
@@ -50,14 +49,14 @@ class ProofImages:
 class Verification:
     """What was found when a file was reloaded from disk and held against its model.
 
-    agreement: with the model, on real images. golden: with the logits stored in the file. structure: in words, what
-    could be checked of a file this machine cannot run. failures: sentences; none means it passed.
+    agreement: with the model, on real images. golden: with the logits stored in the file. proof: in words, what was
+    shown of the operations of a file that another runtime than its own ran. failures: sentences; none means it passed.
     """
 
     artifact: Artifact
-    agreement: Agreement | None
-    golden: Agreement | None
-    structure: str | None
+    agreement: Agreement
+    golden: Agreement
+    proof: str | None
     failures: tuple[str, ...]
 
     @property
@@ -65,8 +64,6 @@ class Verification:
         """The outcome in words, for tables."""
         if self.failures:
             return f"failed: {self.failures[0]}"
-        if self.structure is not None:
-            return f"not run: {self.structure}"
         return f"ok (floor {self.artifact.precision.floor_db:.0f} dB)"
 
 
@@ -165,7 +162,7 @@ def export(
         artifact=read_artifact(path),
         agreement=found.agreement,
         golden=found.golden,
-        structure=found.structure,
+        proof=found.proof,
         failures=(),
     )
 
@@ -195,23 +192,18 @@ def _verify(
     failures = []
     if artifact.weights_sha256 != weights_sha256(model.module):
         failures.append(f"was made from other weights than those of {model.name}.")
-    agreement = golden = structure = None
-    try:
-        runner = target.load(artifact, threads)
-    except CannotRunHere:
-        # without a runtime the structure is all that can be checked, and the sentence says so
-        golden_images(artifact)
-        elements = sum(tensor.numel() for tensor in model.module.state_dict().values())
-        checked = target.structure(artifact, elements) if target.structure else "its golden images and metadata."
-        structure = f"{target.name} has no runtime on {platform.system()}. Checked without running: {checked}"
-    else:
-        agreement = compare_logits(reference, runner(images), runner.evidence)
-        expected = np.asarray(artifact.golden.logits, dtype=np.float32)
-        golden = compare_logits(expected, runner(golden_images(artifact)), runner.evidence)
-        failures += _shortfalls(artifact, agreement, golden)
-    return Verification(
-        artifact=artifact, agreement=agreement, golden=golden, structure=structure, failures=tuple(failures)
-    )
+    runner = target.load(artifact, threads)
+    agreement = compare_logits(reference, runner(images), runner.evidence)
+    expected = np.asarray(artifact.golden.logits, dtype=np.float32)
+    golden = compare_logits(expected, runner(golden_images(artifact)), runner.evidence)
+    failures += _shortfalls(artifact, agreement, golden)
+    proof = None
+    if target.prove is not None:
+        try:
+            proof = target.prove(artifact, deployable(model), images, reference)
+        except CheckFailed as e:
+            failures.append(str(e))
+    return Verification(artifact=artifact, agreement=agreement, golden=golden, proof=proof, failures=tuple(failures))
 
 
 def _shortfalls(artifact: Artifact, agreement: Agreement, golden: Agreement) -> list[str]:
@@ -237,14 +229,25 @@ def is_artifact(source: str) -> bool:
     return any(source.rstrip("/").endswith(TARGETS.get(name).suffix) for name in TARGETS)
 
 
-def load(source: str | Path, threads: int = 2, *, pretrained: bool = False) -> Runner:
+def load(
+    source: str | Path, threads: int = 2, *, pretrained: bool = False, foreign: InputSpec | None = None
+) -> Runner:
     """Load an exported file with its own runtime, or a model by name in eager PyTorch.
 
-    Raises BadInput for a file that is missing or not ours, CannotRunHere where this machine has no runtime for it.
+    foreign: how images are prepared for a file that pocketvit did not write and that does not say so itself; its size
+    and labels are the file's own. Raises BadInput for a file that is missing, damaged or of a format whose foreign
+    files cannot be read.
     """
     if is_artifact(str(source)):
-        artifact = read_artifact(Path(source))
-        target = TARGETS.get(artifact.target)
+        target = target_of(Path(source))
+        try:
+            artifact = read_artifact(Path(source))
+        except NotOurs:
+            if target.foreign is None:
+                raise
+            return target.foreign(Path(source), threads, foreign)
+        if foreign is not None:
+            raise BadInput(f"{source} carries its own mean and std; leave them out.")
         target.require()
         return target.load(artifact, threads)
     return EagerRunner(create(str(source), pretrained=pretrained), threads)

@@ -11,7 +11,3 @@ class BadInput(PocketvitError, ValueError):
 
 class CheckFailed(PocketvitError, RuntimeError):
     """The work was done and the result did not hold up to its check (CLI exit code 1)."""
-
-
-class CannotRunHere(PocketvitError, RuntimeError):
-    """The file is fine, but this machine has no runtime for it (Core ML away from macOS)."""

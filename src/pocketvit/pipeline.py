@@ -7,11 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .artifacts import ProofImages, Verification, draw_proof, export, export_name, load
 from .data import ImageDataset, check_classes, open_data, sample
-from .errors import BadInput, CannotRunHere, CheckFailed
+from .errors import BadInput, CheckFailed
 from .files import size_bytes
 from .measure.accuracy import accuracy
 from .measure.environment import environment, versions
@@ -24,7 +24,9 @@ from .stages import RunDirectory, Stage, key_of
 from .targets import read_artifact
 from .train import TrainConfig, fit
 from .train.checks import check as check_training
-from .types import Accuracy, Agreement, Latency, Progress, Row, Runner, silent
+from .types import Accuracy, Agreement, Evidence, Latency, Progress, Row, Runner, silent
+
+T = TypeVar("T", Accuracy, Agreement, Latency)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +272,7 @@ def _file_row(
         file=None,
         size_bytes=None,
         accuracy=None,
-        agreement=Agreement(**checked["agreement"]) if checked["agreement"] else None,
+        agreement=_known(Agreement, checked["agreement"]) if checked["agreement"] else None,
         latency=None,
         quantized=None,
         check=checked["check"],
@@ -285,10 +287,7 @@ def _file_row(
         size_bytes=size_bytes(target.files(path)),
         quantized=artifact.quantized,
     )
-    try:
-        runner = load(path, recipe.bench.threads)
-    except CannotRunHere:
-        return row
+    runner = load(path, recipe.bench.threads)
     reached = _scored(f"{stem}-accuracy", runner, test, directory, stages, {"file": stage.key})
     return replace(row, accuracy=reached)
 
@@ -296,8 +295,13 @@ def _file_row(
 def _found(found: Verification) -> dict[str, Any]:
     return {
         "check": found.sentence,
-        "agreement": dataclasses.asdict(found.agreement) if found.agreement else None,
+        "agreement": dataclasses.asdict(found.agreement),
     }
+
+
+def _known(kind: type[T], raw: dict[str, Any]) -> T:
+    """A stored measurement with its evidence."""
+    return kind(**{**raw, "evidence": Evidence(raw["evidence"])})
 
 
 def _settings(recipe: Recipe, model: Model) -> dict[str, str]:
@@ -323,7 +327,7 @@ def _scored(
 
     stage = directory.stage(name, {**depends, "threads": runner.threads}, work)
     stages.append(stage)
-    return Accuracy(**json.loads((stage.path / "accuracy.json").read_text()))
+    return _known(Accuracy, json.loads((stage.path / "accuracy.json").read_text()))
 
 
 def _timed(
@@ -334,8 +338,8 @@ def _timed(
     directory: RunDirectory,
     stages: list[Stage],
 ) -> list[Row]:
-    """Time every row that can run here, all in one interleaved session, so that their ratios mean something."""
-    timed = [i for i, row in enumerate(rows) if row.accuracy is not None]
+    """Time every row that its own runtime ran, all in one interleaved session, so that their ratios mean something."""
+    timed = [i for i, row in enumerate(rows) if row.accuracy and row.accuracy.evidence is Evidence.MEASURED]
 
     def work(out: Path, scratch: Path) -> None:
         threads = recipe.bench.threads
@@ -360,7 +364,7 @@ def _timed(
     }
     stage = directory.stage("latency", depends, work)
     stages.append(stage)
-    measured = [Latency(**raw) for raw in json.loads((stage.path / "latency.json").read_text())]
+    measured = [_known(Latency, raw) for raw in json.loads((stage.path / "latency.json").read_text())]
     done = list(rows)
     for i, latency in zip(timed, measured, strict=True):
         done[i] = replace(done[i], latency=latency)

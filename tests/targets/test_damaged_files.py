@@ -12,7 +12,7 @@ from pocketvit.errors import BadInput
 from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.types import Artifact, InputSpec, Precision, Quantized
 
-RUNNABLE = [name for name in TARGETS if TARGETS.get(name).runs_on_linux]
+SINGLE_FILES = [name for name in TARGETS if name != "coreml"]  # a package is a directory
 
 
 def _copy(artifact: Artifact, directory: Path) -> Artifact:
@@ -30,14 +30,8 @@ def _content(artifact: Artifact) -> list[Path]:
 
 
 def _open(artifact: Artifact) -> None:
-    """Read and load as a user does; a package that cannot run here gets its structural check instead."""
-    target = TARGETS.get(artifact.target)
-    found = read_artifact(artifact.path)
-    if target.runs_on_linux:
-        target.load(found, 1)
-    else:
-        assert target.structure is not None
-        target.structure(found, 0)
+    """Read and load as a user does."""
+    TARGETS.get(artifact.target).load(read_artifact(artifact.path), 1)
 
 
 @pytest.mark.parametrize("name", list(TARGETS))
@@ -65,13 +59,12 @@ def test_files_of_nothing_or_of_noise_are_refused_by_name(name, damage, exported
     with pytest.raises(BadInput) as refused:
         target.read(artifact.path)
     assert str(tmp_path) in str(refused.value)
-    if target.runs_on_linux:
-        with pytest.raises(BadInput) as refused:
-            target.load(artifact, 1)
-        assert str(tmp_path) in str(refused.value)
+    with pytest.raises(BadInput) as refused:
+        target.load(artifact, 1)
+    assert str(tmp_path) in str(refused.value)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", list(TARGETS))
 @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9, 0.999])
 def test_files_cut_off_anywhere_are_refused_by_name(name, kept, exported, tmp_path):
     source = exported(name, Precision.FP32)
@@ -93,8 +86,8 @@ def test_names_no_target_writes_are_refused_with_those_they_do(tmp_path):
 
 
 def test_a_renamed_file_of_another_format_is_refused(exported, tmp_path):
-    for source in RUNNABLE:
-        for suffix in {TARGETS.get(name).suffix for name in RUNNABLE} - {TARGETS.get(source).suffix}:
+    for source in SINGLE_FILES:
+        for suffix in {TARGETS.get(name).suffix for name in SINGLE_FILES} - {TARGETS.get(source).suffix}:
             path = tmp_path / f"{source}{suffix}"
             shutil.copy(exported(source, Precision.FP32).path, path)
             shutil.copy(exported(source, Precision.FP32).path, path.with_suffix(".bin"))
@@ -136,7 +129,7 @@ def test_onnx_weights_in_other_files_are_never_opened(exported, tmp_path):
         TARGETS.get("onnx").load(artifact, 1)
 
 
-@pytest.mark.parametrize("name", RUNNABLE)
+@pytest.mark.parametrize("name", list(TARGETS))
 def test_metadata_that_does_not_fit_the_network_is_refused(name, exported):
     artifact = exported(name, Precision.FP32)
     wider = replace(artifact, spec=replace(artifact.spec, size=(3, 32, 48)))

@@ -24,6 +24,7 @@ MODELS = {
 ALSO = [  # shares everything but the quantizer with what the contract tests run on the ViT
     ("onnx", Precision.FP32),
     ("onnx", Precision.W8A8),
+    ("coreml", Precision.W8),
     ("openvino", Precision.W8A8),
     ("torch_export", Precision.W8A8),
     ("executorch", Precision.FP32),
@@ -48,18 +49,3 @@ def test_other_architectures_survive(name, target_name, precision, tiny, digits,
     found = sqnr_db(logits_of(model, images[:4]), target.load(read_artifact(made.path), 2)(images[:4]))
     print(f"{name} {target_name}:{precision} {found:.1f} dB, quantized {made.quantized}")
     assert found >= precision.floor_db, f"{name} as {target_name}:{precision} is {found:.1f} dB"
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name.startswith("edgenext") else ()) for name in MODELS]
-)
-def test_other_architectures_convert_to_core_ml_with_all_their_weights(name, tiny, digits, draft, tmp_path):
-    size, arguments = MODELS[name]
-    model = tiny(name, **arguments)
-    target = TARGETS.get("coreml")
-    made = target.export(model, draft(tmp_path / "m.mlpackage", "coreml", Precision.W8, size), None)
-    elements = sum(tensor.numel() for tensor in model.state_dict().values())
-    assert target.structure is not None
-    assert f"for the model's {elements}" in target.structure(read_artifact(made.path), elements)
-    assert made.quantized is not None
-    assert made.quantized.layers == made.quantized.of

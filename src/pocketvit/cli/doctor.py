@@ -60,13 +60,12 @@ def _targets() -> list[dict[str, Any]]:
     for name in TARGETS:
         target = TARGETS.get(name)
         missing = target.missing()
-        runs = target.runs_on_linux or sys.platform == "darwin"
-        state = f"missing {', '.join(missing)}" if missing else "usable" if runs else "exports; runs on a Mac only"
+        usable = "usable, interpreted" if target.interpreted else "usable"
+        state = f"missing {', '.join(missing)}" if missing else usable
         found.append(
             {
                 "target": name,
                 "usable": not missing,
-                "runs_here": runs and not missing,
                 "state": state,
                 "precisions": [str(p) for p in target.precisions],
                 "fix": f"pip install 'pocketvit[{target.extra}]'" if missing else None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput, PocketvitError
+from ..types import Evidence, InputSpec
 from . import app
 from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Strict, Threads
 from .session import session
@@ -112,13 +113,14 @@ def verify(
         images = proof_images(model.spec, data, strict=strict, progress=out.progress)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
         lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(_outcome(found))}"]
-        if found.agreement is not None and found.golden is not None:
-            numbers, worst = found.agreement, images.names[found.agreement.worst_image]
-            lines += [
-                f"  cosine {numbers.cosine:.6f}, largest error {numbers.max_abs_error:.2e} on {escape(worst)}, "
-                f"smallest margin {numbers.smallest_margin:.2e}",
-                f"  golden vectors in the file: {found.golden.sqnr_db:.1f} dB on {found.golden.images} images",
-            ]
+        numbers, worst = found.agreement, images.names[found.agreement.worst_image]
+        lines += [
+            f"  cosine {numbers.cosine:.6f}, largest error {numbers.max_abs_error:.2e} on {escape(worst)}, "
+            f"smallest margin {numbers.smallest_margin:.2e}",
+            f"  golden vectors in the file: {found.golden.sqnr_db:.1f} dB on {found.golden.images} images",
+        ]
+        if found.proof:
+            lines.append(f"  {escape(found.proof)}")
         lines += [f"  also: {escape(failure)}" for failure in found.failures[1:]]
         out.finish(
             {
@@ -128,10 +130,10 @@ def verify(
                 "check": found.sentence,
                 "floor_db": found.artifact.precision.floor_db,
                 "agreement": found.agreement,
-                "worst_image": images.names[found.agreement.worst_image] if found.agreement else None,
+                "worst_image": worst,
                 "skipped": images.skipped,
                 "golden": found.golden,
-                "structure": found.structure,
+                "proof": found.proof,
                 "failures": found.failures,
             },
             *lines,
@@ -144,6 +146,8 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help=ANY_HELP)],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
+    mean: Annotated[str | None, typer.Option(help="r,g,b, for a Core ML package of others.")] = None,
+    std: Annotated[str | None, typer.Option(help="r,g,b, as --mean.")] = None,
     strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
@@ -156,15 +160,13 @@ def evaluate(
     with session("eval", as_json) as out:
         from rich.markup import escape
 
-        from ..artifacts import is_artifact, load
+        from ..artifacts import load
         from ..data import open_data
         from ..measure.accuracy import accuracy
-        from ..targets import read_artifact
 
-        if is_artifact(source):
-            read_artifact(Path(source))  # a file that cannot be read is refused before a large data set is checked
+        foreign = _foreign_spec(mean, std)
+        runner = load(source, threads, pretrained=pretrained, foreign=foreign)
         dataset = open_data(data, split, strict=strict, progress=out.progress)
-        runner = load(source, threads, pretrained=pretrained)
         found = accuracy(runner, dataset, out.progress)
         skipped = f", {found.skipped} unreadable ones skipped" if found.skipped else ""
         pairs = zip(runner.spec.labels, dataset.labels, strict=False)
@@ -244,11 +246,26 @@ def bench(
         out.finish(document, *lines)
 
 
+def _foreign_spec(mean: str | None, std: str | None) -> InputSpec | None:
+    """The normalisation given on the command line; BadInput unless both are three numbers, or neither is there."""
+    if mean is None and std is None:
+        return None
+    try:
+        means, stds = (tuple(float(part) for part in (text or "").split(",")) for text in (mean, std))
+    except ValueError as e:
+        raise BadInput("--mean and --std each take three numbers, as 0.485,0.456,0.406.") from e
+    if len(means) != 3 or len(stds) != 3 or not all(value > 0 for value in stds):
+        raise BadInput("--mean and --std each take three numbers, as 0.485,0.456,0.406, and --std positive ones.")
+    return InputSpec(mean=means, std=stds)
+
+
 def _outcome(found: Verification) -> str:
     """The outcome of a verification with its numbers."""
-    if found.agreement is None or found.failures:
+    if found.failures:
         return found.sentence
     same = round(found.agreement.top1 * found.agreement.images)
+    known = "" if found.agreement.evidence is Evidence.MEASURED else f", {found.agreement.evidence}"
     return (
         f"{found.sentence}: {found.agreement.sqnr_db:.1f} dB, same class on {same} of {found.agreement.images} images"
+        f"{known}"
     )

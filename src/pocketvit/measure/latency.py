@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import BadInput
-from ..types import Latency, Progress, Runner, silent
+from ..types import Evidence, Latency, Progress, Runner, silent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +31,12 @@ def interleave(
     """
     if rounds < 1 or warmup < 0:
         raise BadInput(f"A bench needs at least one round and no negative warm-up, not {rounds} and {warmup}.")
+    for runner in runners:
+        if runner.evidence is Evidence.INTERPRETED:
+            raise BadInput(
+                f"{runner.name} is interpreted on this machine, and the time of that says nothing about a device; "
+                "leave it out."
+            )
     order = list(range(len(runners)))
     shuffle = random.Random(seed)
     times: list[list[float]] = [[] for _ in runners]

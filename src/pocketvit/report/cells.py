@@ -97,7 +97,8 @@ def size(row: Row) -> Cell:
 def latency(row: Row) -> Cell:
     """Median milliseconds, and the 10th and 90th percentile."""
     if row.latency is None:
-        return _missing(row)
+        interpreted = row.accuracy is not None and row.accuracy.evidence is Evidence.INTERPRETED
+        return Cell(text="not timed") if interpreted else _missing(row)
     return Cell(
         text=milliseconds(row.latency.median_ms),
         detail=f"{milliseconds(row.latency.p10_ms)}–{milliseconds(row.latency.p90_ms)}",
@@ -153,6 +154,12 @@ def conditions(rows: Sequence[Row]) -> tuple[str, ...]:
         against = " (× the first row's)" if rows[0].latency else ""
         sentences.append(
             f"Latency: median ms{against} and p10–p90 at batch 1; {listed(threads)} threads, {listed(runs)} rounds."
+        )
+    evidence = {found.evidence for found in accuracies} | {found.evidence for found in agreements}
+    if Evidence.INTERPRETED in evidence:
+        sentences.append(
+            "Interpreted: the file's own operations, computed here in place of its runtime; its time on a device is "
+            "not known from that."
         )
     sentences.append("Numbers were measured on this machine unless the cell says otherwise.")
     return tuple(sentences)

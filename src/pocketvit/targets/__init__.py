@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 from .. import files as disk
 from ..errors import BadInput, CheckFailed, PocketvitError
 from ..registry import Registry, close_matches
-from ..types import Artifact, Precision, Runner
+from ..types import Artifact, InputSpec, Precision, Runner
 from ._no_telemetry import no_telemetry
+from ._reading import NotOurs as NotOurs
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,9 +43,11 @@ class Target:
 
     precisions: each with the quantizer that makes it, in words. packages: distributions it needs. extra: the pip
     extra that installs them. write, open and embedded do the format's work; call `export`, `load` and `read`, which
-    check what is asked first. files: all that make up a path, the path itself first. structure: for files that cannot
-    run everywhere, a check of the saved file against the number of weight elements expected; returns what was checked
-    as a sentence, raises CheckFailed.
+    check what is asked first. files: all that make up a path, the path itself first. interpreted: its own runtime
+    does not exist on this machine, so the file is interpreted. foreign: opens a file of this
+    format that pocketvit did not write, with the mean, std and resize rule it was made for if its user knows them.
+    prove: shows that the file's content is the module's, given images (N, C, H, W) and the module's logits; returns
+    what was proven in a sentence, raises CheckFailed.
     """
 
     name: str
@@ -52,12 +55,13 @@ class Target:
     precisions: Mapping[Precision, str]
     packages: tuple[str, ...]
     extra: str
-    runs_on_linux: bool
     write: Callable[[nn.Module, Artifact, Calibration], Artifact]
     open: Callable[[Artifact, int], Runner]
     embedded: Callable[[Path], str]
     files: Callable[[Path], list[Path]] = just_the_file
-    structure: Callable[[Artifact, int], str] | None = None
+    interpreted: bool = False
+    foreign: Callable[[Path, int, InputSpec | None], Runner] | None = None
+    prove: Callable[[Artifact, nn.Module, NDArray[np.float32], NDArray[np.float32]], str] | None = None
 
     def missing(self) -> list[str]:
         """Distributions this target needs that are not installed; imports nothing."""
@@ -108,7 +112,7 @@ class Target:
         return artifact
 
     def load(self, artifact: Artifact, threads: int) -> Runner:
-        """Open artifact.path with its runtime on `threads` CPU threads; CannotRunHere where there is none."""
+        """Open artifact.path with its runtime, or what stands in for it here, on `threads` CPU threads."""
         if threads < 1:
             raise BadInput(f"{threads} threads cannot run anything; ask for 1 or more.")
         self.require()

@@ -23,9 +23,11 @@ def damage_reported(path: Path, kind: str) -> Iterator[None]:
         raise BadInput(f"{path} is not a readable {kind} file ({why}); export it again.") from error
 
 
-def no_metadata(path: Path) -> BadInput:
-    """The error for a file that is fine but was not written by pocketvit."""
-    return BadInput(f"{path} carries no {METADATA_KEY!r} metadata; only files exported by pocketvit can be read.")
+class NotOurs(BadInput):
+    """The file is fine but was not written by pocketvit, so it does not say what it takes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"{path} carries no {METADATA_KEY!r} metadata; only files exported by pocketvit can be read.")
 
 
 def check_metadata_size(path: Path, size: int) -> None:

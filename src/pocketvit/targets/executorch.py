@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, Precision, Quantized, Runner
 from . import TARGETS, Target
-from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
+from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner
 
 if TYPE_CHECKING:
@@ -124,10 +124,10 @@ def embedded(path: Path) -> str:
     with damage_reported(path, "ExecuTorch"):
         program = _program(path)
         if METADATA_KEY not in program.method_names:
-            raise no_metadata(path)
+            raise NotOurs(path)
         text = program.load_method(METADATA_KEY).execute(())[0]
     if not isinstance(text, str):
-        raise no_metadata(path)
+        raise NotOurs(path)
     check_metadata_size(path, len(text))
     return text
 
@@ -159,7 +159,6 @@ TARGETS.add(
         },
         packages=("executorch", "torchao"),
         extra="executorch",
-        runs_on_linux=True,
         write=write,
         open=open_runner,
         embedded=embedded,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, OpTime, Precision, Runner
 from . import TARGETS, Target
-from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
+from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner, Stopwatch
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def embedded(path: Path) -> str:
         if prop.key == METADATA_KEY:
             check_metadata_size(path, len(prop.value))
             return prop.value
-    raise no_metadata(path)
+    raise NotOurs(path)
 
 
 TARGETS.add(
@@ -145,7 +145,6 @@ TARGETS.add(
         },
         packages=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
-        runs_on_linux=True,
         write=write,
         open=open_runner,
         embedded=embedded,

@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, OpTime, Precision, Quantized, Runner
 from . import TARGETS, Target
-from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
+from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner, Stopwatch
 from ._signal_stack import signal_stack_kept
 
@@ -140,7 +140,7 @@ def embedded(path: Path) -> str:
         entry = root.find(f"rt_info/{METADATA_KEY}") if root.tag == "net" else None
         text = None if entry is None else entry.get("value")
         if text is None:
-            raise no_metadata(path)
+            raise NotOurs(path)
         check_metadata_size(path, len(text))
         return text
 
@@ -163,7 +163,6 @@ TARGETS.add(
         },
         packages=("openvino", "nncf"),
         extra="openvino",
-        runs_on_linux=True,
         write=write,
         open=open_runner,
         embedded=embedded,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..errors import BadInput
 from ..types import METADATA_KEY, Artifact, Precision, Runner
 from . import TARGETS, Target
-from ._reading import check_metadata_size, check_shapes, damage_reported, no_metadata
+from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def embedded(path: Path) -> str:
             if member.filename.endswith(f"/extra/{METADATA_KEY}"):
                 check_metadata_size(path, member.file_size)
                 return archive.read(member).decode()
-        raise no_metadata(path)
+        raise NotOurs(path)
 
 
 TARGETS.add(
@@ -124,7 +124,6 @@ TARGETS.add(
         },
         packages=("torch", "torchao"),
         extra="torch",
-        runs_on_linux=True,
         write=write,
         open=open_runner,
         embedded=embedded,

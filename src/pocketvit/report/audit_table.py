@@ -1,0 +1,123 @@
+"""An audit for the terminal: totals, the most wasteful findings, the sweep, the score. Readable from 80 columns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ..measure.ane.audit import Audit, Group
+from ..measure.ane.compute_plan import Score
+from ..measure.ane.matches import Severity
+from ..measure.ane.sweep import Sweep
+from .cells import percent, plain, size_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+SHOWN = 7  # groups of findings, and disagreements, unless all are asked for
+
+
+def audit_lines(
+    audit: Audit, *, sweep: Sweep | None = None, score: Score | None = None, every: bool = False
+) -> list[RenderableType]:
+    """What to print, top to bottom; `every` shows all groups of findings instead of the first 7."""
+    from rich.markup import escape
+
+    groups = audit.groups if every else audit.groups[:SHOWN]
+    lines: list[RenderableType] = [*map(escape, totals(audit))]
+    if groups:
+        lines.append(_findings(groups))
+    if len(audit.groups) > len(groups):
+        lines.append(f"... and {len(audit.groups) - len(groups)} more; --all lists them, --html and --json have each.")
+    if sweep is not None:
+        lines += map(escape, sweep_lines(sweep))
+    if score is not None:
+        lines += map(escape, score_lines(score, every))
+    return lines
+
+
+def totals(audit: Audit) -> tuple[str, ...]:
+    """What the whole model moves, in three sentences."""
+    share = audit.wasted_bytes / audit.padded_bytes if audit.padded_bytes else 0.0
+    return (
+        f"{audit.ops} operations, rank {audit.highest_rank} at most, {size_text(audit.weight_bytes)} of weights; "
+        f"{audit.off_engine} {audit.evidence} off the Neural Engine",
+        f"moves {size_text(audit.padded_bytes)} padded, {size_text(audit.logical_bytes)} without padding "
+        f"({audit.padding_ratio:.2f}x); {size_text(audit.wasted_bytes)} ({percent(share)}) carry no computation",
+        f"{audit.layout_copies} layout copies move {size_text(audit.layout_copy_bytes)}, {audit.transposes} of them "
+        f"transposes; largest activation {size_text(audit.largest_bytes)}. All {audit.evidence}, none is a time.",
+    )
+
+
+def _findings(groups: tuple[Group, ...]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table.add_column("wasted", justify="right", no_wrap=True)
+    table.add_column("rule", no_wrap=True)
+    table.add_column("x", justify="right", no_wrap=True)
+    table.add_column("where", overflow="fold", ratio=1)
+    table.add_column("fix", max_width=34)
+    for group in groups:
+        line = f" {group.worst.source}" if group.worst.source else ""
+        table.add_row(
+            waste(group),
+            group.rule,
+            str(group.count),
+            Text(plain(f"{group.where}{line}")),
+            group.rewrite.value,
+        )
+    return table
+
+
+def waste(group: Group) -> str:
+    """The bytes a group wastes, or its severity where it has none to show."""
+    if group.severity is Severity.BLOCKS or not group.wasted_bytes:
+        return group.severity.value
+    return size_text(group.wasted_bytes)
+
+
+def sweep_lines(sweep: Sweep) -> tuple[str, ...]:
+    """Traffic per pixel at each size, the cliffs, and the sizes refused, each reason once."""
+    found = [
+        f"{point.size} px: {point.bytes_per_pixel:.0f} bytes/pixel ({point.padding_ratio:.2f}x)"
+        for point in sweep.points
+    ]
+    lines = ["padded traffic " + ", ".join(found)] if found else []
+    lines += [
+        f"cliff at {cliff.size} px: {cliff.excess:.2f}x what its neighbours predict, mostly {plain(cliff.place)}"
+        for cliff in sweep.cliffs
+    ]
+    if not sweep.cliffs and len(sweep.points) > 2:
+        lines.append("no cliff between these sizes")
+    if 0 < len(sweep.points) <= 2:
+        lines.append("a cliff shows against two other sizes; too few of these are accepted")
+    reasons: dict[str, list[int]] = {}
+    for refused in sweep.refused:
+        reasons.setdefault(plain(refused.reason), []).append(refused.size)
+    lines += [f"refused at {', '.join(map(str, sizes))} px: {reason}" for reason, sizes in reasons.items()]
+    return tuple(lines)
+
+
+def score_lines(score: Score, every: bool = False) -> tuple[str, ...]:
+    """Where the plan puts the operations, how our prediction compares, and where the two differ."""
+    cost = "" if score.cost_on_engine is None else f", {percent(score.cost_on_engine)} of the estimated cost"
+    lines = [
+        f"compute plan ({score.evidence} on the user's Mac): {score.on_engine} of {score.of} operations on the Neural "
+        f"Engine{cost}",
+        f"prediction over {score.matched} operations: precision {_share(score.precision)}, recall "
+        f"{_share(score.recall)}; {score.not_in_file} of the plan not in the file, {score.not_in_plan} the other way",
+    ]
+    shown = score.disagreements if every else score.disagreements[:SHOWN]
+    for one in shown:
+        expected = f"off the engine ({one.reason})" if one.reason else "on it"
+        lines.append(plain(f"  {one.kind} {one.name} runs on {one.preferred}, predicted {expected}"))
+    if len(score.disagreements) > len(shown):
+        lines.append(f"  ... and {len(score.disagreements) - len(shown)} more disagreements; --all lists them")
+    return tuple(lines)
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else percent(value)

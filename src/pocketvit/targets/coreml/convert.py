@@ -1,0 +1,102 @@
+"""From a module to a saved package: torch.export, coremltools, weight quantization, an operator coremltools lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...types import METADATA_KEY, Artifact, Precision, Quantized
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+_LAYERS = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "matmul": "y"}
+_KEEPS_WEIGHTS = {"transpose", "reshape", "cast", "squeeze", "expand_dims", "identity"}
+
+
+def convert(program: ExportedProgram, draft: Artifact) -> Artifact:
+    """Write a decomposed `program` as draft.path in the draft's precision; return the artifact, quantized counted."""
+    import coremltools as ct
+
+    _register_missing_operators()
+    full = draft.precision is Precision.FP32
+    model = ct.convert(
+        program,
+        convert_to="mlprogram",
+        inputs=[ct.TensorType(name="image", shape=(1, *draft.spec.size), dtype=np.float32)],
+        outputs=[ct.TensorType(name="logits", dtype=np.float32)],
+        compute_precision=ct.precision.FLOAT32 if full else ct.precision.FLOAT16,
+        minimum_deployment_target=ct.target.iOS16,  # the first with 8-bit weights
+        skip_model_load=True,
+    )
+    artifact = draft
+    if draft.precision is Precision.W8:
+        model = _quantize_weights(model)
+        artifact = dataclasses.replace(draft, quantized=layers(model.get_spec()))
+    _describe(model, artifact)
+    model.save(str(artifact.path))
+    # beside the package's own content coremltools leaves a map for ExecuTorch's debugger, which nothing here reads
+    (artifact.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    return artifact
+
+
+def _quantize_weights(model: Any) -> Any:
+    import coremltools.optimize.coreml as optimize
+
+    config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
+    kinds = {"conv": config, "conv_transpose": config, "linear": config, "matmul": config}
+    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds))
+
+
+def _describe(model: Any, artifact: Artifact) -> None:
+    """Fill in what Xcode shows: a description, an author, the input and the output."""
+    _, height, width = artifact.spec.size
+    model.short_description = (
+        f"{artifact.model} ({artifact.precision}){'' if artifact.trained else ', UNTRAINED'}: "
+        f"classifies a {width}x{height} image into {artifact.classes} classes."
+    )
+    model.author = "pocketvit"
+    model.input_description["image"] = (
+        f"RGB in [0, 1], 1x3x{height}x{width}; normalisation is inside. {artifact.spec.interpolation} resize to "
+        f"{artifact.spec.crop_pct:g} of the crop, {artifact.spec.crop_mode} crop."
+    )
+    model.output_description["logits"] = f"1x{artifact.classes}; softmax gives probabilities."
+    model.user_defined_metadata[METADATA_KEY] = artifact.to_json()
+
+
+def _register_missing_operators() -> None:
+    """Teach coremltools `alias`, which Swin exports: the same tensor under another name."""
+    from coremltools.converters.mil import Builder
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
+
+    if "alias" in _TORCH_OPS_REGISTRY:
+        return
+
+    @register_torch_op
+    def alias(context: Any, node: Any) -> None:
+        (x,) = _get_inputs(context, node, expected=1)
+        context.add(Builder.identity(x=x, name=node.name))
+
+
+def layers(spec: Any) -> Quantized:
+    """Count convolutions, linears and products with a constant whose weights are unpacked from integers, of all."""
+    main = spec.mlProgram.functions["main"]
+    operations = list(main.block_specializations[main.opset].operations)
+    producers = {output.name: op for op in operations for output in op.outputs}
+    kinds = []
+    for op in operations:
+        if op.type in _LAYERS:
+            producer = _origin(op.inputs[_LAYERS[op.type]].arguments[0].name, producers)
+            if producer is not None:
+                kinds.append(producer.type.startswith("constexpr"))
+    return Quantized(layers=sum(kinds), of=len(kinds))
+
+
+def _origin(name: str, producers: dict[str, Any]) -> Any | None:
+    """Constant behind a value, or None for an activation."""
+    while (op := producers.get(name)) is not None and op.type in _KEEPS_WEIGHTS:
+        name = op.inputs["x"].arguments[0].name
+    return op if op is not None and (op.type == "const" or op.type.startswith("constexpr")) else None

@@ -1,0 +1,185 @@
+"""Whether two programs are the same but for how their weights are stored: operation by operation, weight by weight.
+
+An fp16 file hides most faults in its own rounding when only outputs are compared. Its fp32 twin, made from the same
+model, does not round; once the twin follows the model, what is left to show is that the file is the twin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .arithmetic import HALF_MAX
+from .plan import unpacked_constants
+from .program import Op, Program
+from .values import Dtype, TensorType
+
+_HALF_ULPS = 2.0**-9  # relative: two units in the last of fp16's 11 places, because folding may round more than once
+_HALF_FLOOR = 2.0**-23  # absolute: below its normal range fp16 has steps of 2^-24
+_SINGLE = 1e-6  # relative: folding in another order of float32 sums
+_LEAST_DB = 10.0  # of weights stored as palettes or with some of them pruned, which follow no step
+_PASSED_ON = {"identity", "cast"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where a value comes from once casts between float types are looked through. index: which output of `op`."""
+
+    op: Op | None
+    index: int
+    name: str
+
+
+def differences(shipped: Program, twin: Program) -> list[str]:
+    """Sentences, one for each place where `shipped` is not `twin` up to the rounding of its stored weights.
+
+    Both are walked from their results to their inputs in step; float casts are looked through. An empty list means
+    every operation and parameter is the same, and every weight within its number format's rounding.
+    """
+    return list(_Walk(shipped, twin).run())
+
+
+class _Walk:
+    def __init__(self, shipped: Program, twin: Program) -> None:
+        self.programs = (shipped, twin)
+        self.producers = tuple(_producers(program) for program in self.programs)
+        self.constants = tuple(unpacked_constants(program) for program in self.programs)
+        self.types = tuple(_types(program) for program in self.programs)
+
+    def run(self) -> Iterator[str]:
+        ours, theirs = self.programs
+        if len(ours.block.outputs) != len(theirs.block.outputs):
+            yield f"it has {len(ours.block.outputs)} results instead of {len(theirs.block.outputs)}"
+            return
+        waiting = list(zip(ours.block.outputs, theirs.block.outputs, strict=True))
+        met: set[tuple[str, str]] = set()
+        while waiting:
+            pair = waiting.pop()
+            if pair in met:
+                continue
+            met.add(pair)
+            a, b = (self._source(side, name) for side, name in enumerate(pair))
+            if a.name in self.constants[0] and b.name in self.constants[1]:
+                yield from self._constant(a, b)
+            elif a.op is None or b.op is None or a.name in self.constants[0] or b.name in self.constants[1]:
+                if (a.op, b.op) != (None, None) or a.name != b.name:
+                    yield f"{_told(a)} stands where the twin has {_told(b)}"
+            elif a.op.kind != b.op.kind or a.index != b.index:
+                yield f"{a.op} stands where the twin has {b.op}"
+            else:
+                yield from self._operation(a.op, b.op, waiting)
+
+    def _operation(self, a: Op, b: Op, waiting: list[tuple[str, str]]) -> Iterator[str]:
+        """Compare what two operations of one kind are given; what is computed is left to be walked."""
+        if a.blocks or b.blocks:
+            yield f"{a} holds blocks, which are not compared"
+            return
+        if set(a.inputs) != set(b.inputs):
+            yield f"{a} has the parameters {sorted(a.inputs)}, the twin's {sorted(b.inputs)}"
+            return
+        for parameter, ours in a.inputs.items():
+            theirs = b.inputs[parameter]
+            if len(ours) != len(theirs):
+                yield f"{a} has {len(ours)} {parameter} instead of {len(theirs)}"
+                continue
+            for x, y in zip(ours, theirs, strict=True):
+                if isinstance(x, str) and isinstance(y, str):
+                    waiting.append((x, y))
+                elif isinstance(x, str) or isinstance(y, str) or not _same_value(x.data, y.data):
+                    yield f"{a} has another {parameter} than the twin"
+
+    def _constant(self, a: _Source, b: _Source) -> Iterator[str]:
+        ours, theirs = self.constants[0][a.name], self.constants[1][b.name]
+        if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+            if ours != theirs:
+                yield f"the constant {a.name!r} is {ours!r} instead of {theirs!r}"
+        elif ours.shape != theirs.shape or ours.is_floating_point() != theirs.is_floating_point():
+            yield f"the constant {a.name!r} is {_brief(ours)} instead of {_brief(theirs)}"
+        elif not ours.is_floating_point():
+            if not torch.equal(ours, theirs):
+                yield f"the constant {a.name!r} is {_brief(ours)} instead of {_brief(theirs)}"
+        else:
+            yield from self._weights(a, ours, theirs)
+
+    def _weights(self, a: _Source, ours: Tensor, theirs: Tensor) -> Iterator[str]:
+        step = self._step(a)
+        if step is None:
+            noise = float((ours - theirs).double().square().sum())
+            signal = float(theirs.double().square().sum())
+            if noise > signal * 10 ** (-_LEAST_DB / 10):
+                yield f"the weights {a.name!r} keep less than {_LEAST_DB:.0f} dB of the twin's"
+            return
+        half = self.types[0].get(a.name)
+        single = half is not None and half.dtype is Dtype.FP32 and a.op is not None and a.op.kind == "const"
+        relative, floor = (_SINGLE, 0.0) if single else (_HALF_ULPS, _HALF_FLOOR)
+        if not single:  # what fp16 cannot hold is stored as its largest number or as infinity
+            ours, theirs = ours.clamp(-HALF_MAX, HALF_MAX), theirs.clamp(-HALF_MAX, HALF_MAX)
+        excess = (ours - theirs).abs() - (relative * theirs.abs() + floor + step)
+        worst = int(excess.flatten().argmax()) if excess.numel() else 0
+        if excess.numel() and not float(excess.flatten()[worst]) <= 0:
+            x, y = float(ours.flatten()[worst]), float(theirs.flatten()[worst])
+            count = int((~(excess <= 0)).sum())
+            yield f"{count} of {ours.numel()} numbers of {a.name!r} are off, the worst {x:.6g} instead of {y:.6g}"
+
+    def _step(self, source: _Source) -> Tensor | float | None:
+        """Half the step between stored integers, per element; 0 for plain numbers, None for palettes and pruning."""
+        op = source.op
+        if op is None or not op.kind.startswith("constexpr"):
+            return 0.0
+        given: dict[str, Any] = {**{k: v[0] for k, v in op.inputs.items()}, **op.attributes}
+        if op.kind == "constexpr_affine_dequantize":
+            scale, axis = torch.as_tensor(given["scale"].data).float(), int(given["axis"].data)
+            sides = [1] * len(self.types[0][source.name].sides)
+            if scale.ndim:
+                sides[axis] = -1
+            return 0.5 * scale.abs().reshape(sides if scale.ndim else [])
+        if op.kind == "constexpr_blockwise_shift_scale":
+            scale = self._number(given["scale"]).abs()
+            for axis, side in enumerate(self.types[0][source.name].sides):
+                scale = scale.repeat_interleave(side // scale.shape[axis], axis)
+            return 0.5 * scale
+        return None
+
+    def _number(self, argument: Any) -> Tensor:
+        return self.constants[0][argument] if isinstance(argument, str) else torch.as_tensor(argument.data).float()
+
+    def _source(self, side: int, name: str) -> _Source:
+        """Look through identities and through casts from float to float."""
+        producers, types = self.producers[side], self.types[side]
+        while name in producers:
+            op, index = producers[name]
+            given = op.inputs.get("x", ())
+            if op.kind not in _PASSED_ON or len(given) != 1 or not isinstance(given[0], str):
+                return _Source(op, index, name)
+            before, after = types.get(given[0]), types.get(name)
+            if before is None or after is None or not (before.dtype.is_float and after.dtype.is_float):
+                return _Source(op, index, name)
+            name = given[0]
+        return _Source(None, 0, name)
+
+
+def _producers(program: Program) -> Mapping[str, tuple[Op, int]]:
+    return {output.name: (op, i) for op in program.block.ops for i, output in enumerate(op.outputs)}
+
+
+def _types(program: Program) -> Mapping[str, TensorType]:
+    ends = [*program.inputs, *(output for op in program.block.ops for output in op.outputs)]
+    return {end.name: end.type for end in ends if end.type is not None}
+
+
+def _same_value(a: Any, b: Any) -> bool:
+    if isinstance(a, str | tuple) or isinstance(b, str | tuple):
+        return a == b
+    return a.shape == b.shape and bool((a == b).all())
+
+
+def _told(source: _Source) -> str:
+    return str(source.op) if source.op is not None else f"the input {source.name!r}"
+
+
+def _brief(tensor: Tensor) -> str:
+    return str(tensor.tolist()) if tensor.numel() <= 8 else f"an array of shape {tuple(tensor.shape)}"

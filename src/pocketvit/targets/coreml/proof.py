@@ -1,0 +1,124 @@
+"""Proving a package without a Mac: an fp32 twin must be the model, and the package must be its twin.
+
+The twin is held against the model at its logits and, because a fault in one block of many moves the logits little, at
+every value inside that has the same name in PyTorch's exported graph and in the ML program, about two thirds of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import CheckFailed
+from ...types import Artifact, Precision
+from .._torch_program import capture
+from .convert import convert
+from .interpreter import Interpreter
+from .likeness import differences
+from .package import read_package
+from .program import Op, read_program
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch.export import ExportedProgram
+
+SCALE_ERROR = 1e-4  # largest error of the twin, relative to the largest logit; healthy ones measure 0 to 7e-6
+INSIDE_ERROR = 1e-4  # the same of a value inside, relative to its own largest; healthy ones measure 0 to 1e-5
+_MOST_IMAGES = 8  # for the twin: its errors are of structure, which every image shows
+
+
+def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
+    """Convert `module` once more in fp32 and hold both packages together; return what was proven, in a sentence.
+
+    images: (N, C, H, W) in [0, 1] with the model's own logits, `reference`. Raises CheckFailed when the twin does not
+    follow the model (the conversion is wrong) or the package is not the twin (the file is wrong).
+    """
+    program = capture(module, artifact.spec).run_decompositions({})
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "twin.mlpackage"
+        convert(program, dataclasses.replace(artifact, path=path, precision=Precision.FP32, quantized=None))
+        twin = Interpreter(path)
+        shown = follows(twin, program, images[:_MOST_IMAGES], reference[:_MOST_IMAGES])
+    shipped = read_program(read_package(artifact.path))
+    found = differences(shipped, twin.program)
+    if not found:
+        count = sum(op.kind != "const" for op in shipped.block.ops)
+        return f"{shown}, and the file is its twin: {count} operations, each weight within its format's rounding"
+    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    made, here = (versions.get("coremltools") for versions in (artifact.made_with, _made_here()))
+    if made != here:
+        # another version may write another program for the same model
+        return f"{shown}; the file was made with coremltools {made}, not {here}, so operations were not compared"
+    raise CheckFailed(f"it is not its fp32 twin: {found[0]}{others}.")
+
+
+def follows(
+    twin: Interpreter, program: ExportedProgram, images: NDArray[np.float32], reference: NDArray[np.float32]
+) -> str:
+    """Hold an fp32 package against the graph it was converted from; return what was found, CheckFailed if they differ.
+
+    images: (N, C, H, W) with their logits, `reference`; values inside are compared on the first.
+    """
+    error = _scale_error(twin, images, reference)
+    if not error <= SCALE_ERROR:
+        raise CheckFailed(
+            f"its fp32 twin is off by {error:.1e} of the logits' scale, more than {SCALE_ERROR:.0e}: "
+            "the conversion changed the model."
+        )
+    inside = _errors_inside(twin, program, images[:1])
+    for name, off in inside.items():
+        if not off <= INSIDE_ERROR:
+            raise CheckFailed(
+                f"in its fp32 twin the value {name!r} is off by {off:.1e} of its scale, more than {INSIDE_ERROR:.0e}: "
+                "the conversion changed the model."
+            )
+    return f"its fp32 twin follows the model to {error:.0e} of the logits' scale and at {len(inside)} values inside"
+
+
+def _scale_error(twin: Interpreter, images: NDArray[np.float32], reference: NDArray[np.float32]) -> float:
+    """Largest error of any logit, relative to the largest logit of all."""
+    logits = np.concatenate([twin.predict({"image": image[None]})["logits"] for image in images])
+    return float(np.abs(logits - reference).max() / np.abs(reference).max())
+
+
+def _errors_inside(twin: Interpreter, program: ExportedProgram, image: NDArray[np.float32]) -> dict[str, float]:
+    """The largest error of every value that both sides have under one name and shape, relative to its largest."""
+    names = {output.name for op in twin.program.block.ops for output in op.outputs}
+    values: dict[str, torch.Tensor] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        """Runs PyTorch's graph and keeps what the twin has too."""
+
+        def run_node(self, node: torch.fx.Node) -> Any:
+            result = super().run_node(node)
+            first = result[0] if isinstance(result, tuple | list) and result else result
+            if node.op == "call_function" and node.name in names and isinstance(first, torch.Tensor):
+                values[node.name] = first
+            return result
+
+    with torch.inference_mode():
+        Recorder(program.module()).run(torch.from_numpy(image))
+    errors: dict[str, float] = {}
+
+    def compare(op: Op, arguments: Mapping[str, Any], results: tuple[Any, ...]) -> None:
+        for output, result in zip(op.outputs, results, strict=True):
+            expected = values.pop(output.name, None)
+            if expected is not None and expected.shape == result.shape and expected.is_floating_point():
+                scale = float(expected.abs().max())
+                errors[output.name] = float((expected - result).abs().max()) / scale if scale else 0.0
+
+    twin.run({"image": image}, compare)
+    return errors
+
+
+def _made_here() -> dict[str, str]:
+    import importlib.metadata
+
+    return {"coremltools": importlib.metadata.version("coremltools")}
