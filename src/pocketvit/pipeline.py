@@ -294,7 +294,7 @@ def _file_row(
 
 def _found(found: Verification) -> dict[str, Any]:
     return {
-        "check": found.sentence,
+        "check": f"{found.sentence}; {found.proof}" if found.proof else found.sentence,
         "agreement": dataclasses.asdict(found.agreement),
     }
 

@@ -65,11 +65,15 @@ def test_verify_passes_for_the_model_a_file_was_made_from(cli, checkpoint: Path,
     assert found["golden"]["images"] == 4
 
 
-def test_verify_says_what_it_could_not_run(cli, checkpoint: Path, exported: Path) -> None:
+def test_verify_proves_a_core_ml_package_without_a_mac(cli, checkpoint: Path, exported: Path) -> None:
     found = cli("verify", exported / FILES["coreml:fp16"], "--against", checkpoint, "--data", "digits", "--json").json
-    assert found["agreement"] is None
-    assert found["check"].startswith("not run")
-    assert "Checked without running" in found["structure"]
+    assert found["agreement"]["evidence"] == found["golden"]["evidence"] == "interpreted"
+    assert found["agreement"]["sqnr_db"] >= found["floor_db"], found
+    assert "its fp32 twin follows the model" in found["proof"]
+    assert "the file is its twin" in found["proof"]
+    text = cli("verify", exported / FILES["coreml:fp16"], "--against", checkpoint, "--data", "digits").out
+    assert "interpreted" in text
+    assert "the file is its twin" in " ".join(text.split())
 
 
 def test_verify_fails_for_other_weights(cli, exported: Path, tmp_path: Path) -> None:
@@ -103,9 +107,29 @@ def test_eval_measures_the_file_itself_on_every_image(cli, checkpoint: Path, exp
     assert file["accuracy"]["evidence"] == "measured"
 
 
-def test_eval_of_a_file_that_cannot_run_here_says_so(cli, exported: Path) -> None:
-    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", code=1)
-    assert "runs on Apple systems" in " ".join(found.err.split())
+def test_eval_of_a_core_ml_package_is_of_the_file_and_says_how_it_is_known(cli, checkpoint, exported: Path) -> None:
+    model = cli("eval", checkpoint, "--data", "digits", "--json").json["accuracy"]
+    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", "--json").json["accuracy"]
+    assert (found["images"], found["evidence"]) == (360, "interpreted")
+    assert abs(found["top1"] - model["top1"]) <= 0.01, (found, model)
+
+
+def test_a_package_that_is_interpreted_is_not_timed(cli, checkpoint: Path, exported: Path) -> None:
+    found = cli("bench", checkpoint, exported / FILES["coreml:fp16"], code=2)
+    assert "is interpreted on this machine" in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(("mean", "std"), [("0.5", "0.5"), ("a,b,c", "1,1,1"), ("0,0,0", None), ("0,0,0", "1,0,1")])
+def test_a_normalisation_is_three_numbers_each(cli, exported: Path, mean: str, std: str | None) -> None:
+    given = ["--mean", mean, *(["--std", std] if std else [])]
+    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", *given, code=2)
+    assert "three numbers" in " ".join(found.err.split())
+
+
+def test_a_file_with_a_normalisation_of_its_own_takes_no_other(cli, exported: Path) -> None:
+    given = ("--mean", "0,0,0", "--std", "1,1,1")
+    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", *given, code=2)
+    assert "carries its own mean and std" in " ".join(found.err.split())
 
 
 def test_bench_interleaves_and_profiles(cli, checkpoint: Path, exported: Path) -> None:

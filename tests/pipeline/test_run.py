@@ -21,6 +21,7 @@ from pocketvit.errors import BadInput
 from pocketvit.pipeline import run
 from pocketvit.recipe import DataRecipe, ModelRecipe, find_recipe, read_recipe
 from pocketvit.runs import read_run
+from pocketvit.types import Evidence
 
 QUICK = {
     "epochs": 2,
@@ -94,8 +95,10 @@ def test_a_run_gives_rows_files_and_a_report(finished: tuple[Path, Path]) -> Non
     assert onnx.file is not None
     assert (finished[1] / onnx.file).stat().st_size == onnx.size_bytes
     assert onnx.latency is not None
-    assert coreml.latency is None
-    assert coreml.check.startswith("not run")
+    assert coreml.accuracy == dataclasses.replace(eager.accuracy, evidence=Evidence.INTERPRETED)
+    assert coreml.agreement.evidence is Evidence.INTERPRETED
+    assert coreml.latency is None, "interpreting says nothing about time"
+    assert "the file is its twin" in coreml.check
     assert "prune" in onnx.settings["passes"]
     assert found.verdict is not None
     assert found.verdict.met
@@ -108,7 +111,7 @@ def test_a_second_run_does_nothing_again(finished: tuple[Path, Path]) -> None:
     recipe, path = finished
     before = {p: p.stat().st_mtime_ns for p in path.glob("*/stage.json")}
     found = run(recipe, path)
-    assert len(found.reused) == len(before) == 10
+    assert len(found.reused) == len(before) == 11
     assert {p: p.stat().st_mtime_ns for p in path.glob("*/stage.json")} == before
 
 
@@ -165,6 +168,7 @@ STAGES = [
     "torch_export-fp32",
     "torch_export-fp32-accuracy",
     "coreml-fp32",
+    "coreml-fp32-accuracy",
     "latency",
 ]
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from ..errors import BadInput
 from . import app
-from .options import AsJson, Pretrained
-from .session import session
+from .options import AsJson, Pretrained, Strict
+from .session import Session, session
 
 
 class Subject(StrEnum):
     """What an audit is for."""
 
     ANE = "ane"
+    FP16 = "fp16"
 
 
 @app.command()
@@ -25,7 +26,9 @@ def audit(
     source: Annotated[
         str, typer.Argument(metavar="FILE|MODEL", help="A .mlpackage, or a model by name, directory or hf:org/name.")
     ],
-    subject: Annotated[Subject, typer.Option("--for", help="ane: Apple's Neural Engine.")] = Subject.ANE,
+    subject: Annotated[
+        Subject, typer.Option("--for", help="ane: Apple's Neural Engine; fp16: a package's numbers.")
+    ] = Subject.ANE,
     sweep: Annotated[bool, typer.Option("--sweep", help="Go over input sizes, 224 to 512, and find cliffs.")] = False,
     sizes: Annotated[
         list[int] | None,
@@ -38,18 +41,35 @@ def audit(
         Path | None, typer.Option(metavar="PATH", help="Write a page with every group of findings.")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Print every group of findings.")] = False,
+    data: Annotated[str | None, typer.Option(metavar="D", help="fp16: real images, as for eval; photos.")] = None,
+    images: Annotated[int | None, typer.Option(min=2, help="fp16: how many of them; 8.")] = None,
+    strict: Strict = False,
+    repair: Annotated[bool, typer.Option("--repair", help="fp16: rewrite what overflows, exactly.")] = False,
+    repair_to: Annotated[
+        Path | None, typer.Option("--out", metavar="NEW", help="fp16: the rewritten package, with --repair.")
+    ] = None,
     pretrained: Pretrained = False,
     as_json: AsJson = False,
 ) -> None:
     """Count what keeps a model from running well on the Neural Engine, and name the line and the fix.
 
-    Padding, layout copies, ranks and kinds of operations are predicted from the graph; nothing is timed.
+    Padding, layout copies, ranks and kinds of operations are predicted from the graph; nothing is timed. For fp16 the
+    file is interpreted on real images, and values that overflow or vanish are named and, where it is exact, repaired.
 
     Example: pocketvit audit levit_128s --for ane --sweep
+
+    Example: pocketvit audit my.mlpackage --for fp16 --data folder:photos --repair --out repaired.mlpackage
     """
     with session("audit", as_json) as out:
         from rich.markup import escape
 
+        if subject is Subject.FP16:
+            _refuse_options(subject, {"--sweep": sweep, "--size": sizes, "--plan": plan, "--html": html})
+            if repair != (repair_to is not None):
+                raise BadInput("--repair and --out NEW.mlpackage go together.")
+            _audit_fp16(out, source, data or "photos", images or 8, strict, repair_to, all_)
+        _refuse_options(subject, {"--data": data, "--images": images, "--strict": strict, "--repair": repair})
+        _refuse_options(subject, {"--out": repair_to})
         if html is not None:
             _check_page(html)
         from ..audits import audit_ane
@@ -90,3 +110,29 @@ def _check_page(path: Path) -> None:
     if path.exists():
         raise BadInput(f"{path} exists; choose another name for the page or remove it.")
     check_writable(path)
+
+
+def _refuse_options(subject: Subject, given: dict[str, Any]) -> None:
+    """Raise BadInput for an option that the audit asked for does not have."""
+    for option, value in given.items():
+        if value:
+            raise BadInput(f"{option} is no option of an audit for {subject}.")
+
+
+def _audit_fp16(
+    out: Session, source: str, data: str, images: int, strict: bool, repair_to: Path | None, every: bool
+) -> NoReturn:
+    """Audit, print, and leave: with exit code 1 when a repair leaves something that overflows."""
+    from rich.markup import escape
+
+    from ..audits import audit_fp16
+    from ..report.headroom_table import headroom_lines, repair_lines
+
+    found = audit_fp16(source, data=data, images=images, strict=strict, repair_to=repair_to, progress=out.progress)
+    lines = headroom_lines(found.headroom, found.before, every)
+    if found.repaired is not None:
+        lines += repair_lines(found.repaired, found.after, every)
+    title = f"[bold]{escape(found.name)}[/bold] in fp16, on {escape(data)}; {found.headroom.evidence}"
+    document = {"name": found.name, "for": Subject.FP16, "audit": found}
+    out.finish(document, title, *lines, ok=found.repaired is None or not found.repaired.refusals)
+    raise AssertionError("finish leaves")

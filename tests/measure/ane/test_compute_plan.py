@@ -180,8 +180,9 @@ class MLComputePlan:
     def get_compute_device_usage_for_mlprogram_operation(self, operation):
         if operation.operator_name == "const":
             return None
-        devices = [MLNeuralEngineComputeDevice(), MLCPUComputeDevice()]
-        return N(preferred_compute_device=devices[operation.operator_name.endswith("cond")], supported_compute_devices=devices)
+        both = [MLNeuralEngineComputeDevice(), MLCPUComputeDevice()]
+        preferred = both[operation.operator_name.endswith("cond")]
+        return N(preferred_compute_device=preferred, supported_compute_devices=both)
     def get_estimated_cost_for_mlprogram_operation(self, operation):
         return None if operation.operator_name == "const" else N(weight=0.5)
 """,

@@ -57,19 +57,8 @@ def quick_collection() -> Iterator[None]:
     gc.unfreeze()
 
 
-@pytest.fixture(scope="session")
-def quick_conversions() -> Iterator[None]:
-    """Each conversion collects garbage, 0.3 s over all that torch and coremltools loaded; so set that apart."""
-    import coremltools  # noqa: F401
-
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.fixture
-def run_op(tmp_path: Path, quick_conversions: None) -> RunOp:
+def run_op(tmp_path: Path) -> RunOp:
     """run_op(lambda mb, x: mb.relu(x=x), {"x": array}, ios=15): save, reload, interpret; outputs in order."""
     numbers = itertools.count()
 

@@ -39,7 +39,7 @@ def save_classifier(path, labels, ios, shape):
 @pytest.mark.parametrize("ios", [15, 18])
 @pytest.mark.parametrize("labels", [["cat", "dog", "a b", "ü"], [3, -7, 2**40, 0]], ids=["text", "numbers"])
 @pytest.mark.parametrize("shape", [(1, 4), (4,), (1, 4, 1, 1)], ids=str)
-def test_classify(tmp_path, quick_conversions, labels, ios, shape):
+def test_classify(tmp_path, labels, ios, shape):
     x = PROBABILITIES.reshape(shape)
     interpreter = Interpreter(save_classifier(tmp_path / "c.mlpackage", labels, ios, shape))
     label, probabilities = (interpreter.predict({"x": x})[output.name] for output in interpreter.outputs)
@@ -55,7 +55,7 @@ def test_the_first_of_equal_classes_is_given_and_counts_must_match():
         classify(torch.zeros(3), ("a", "b"))
 
 
-def test_classes_that_are_no_list_are_refused(tmp_path, quick_conversions):
+def test_classes_that_are_no_list_are_refused(tmp_path):
     from coremltools.proto import Model_pb2
 
     path = save_classifier(tmp_path / "c.mlpackage", ["a", "b", "c", "d"], 15, (1, 4))

@@ -124,7 +124,8 @@ def test_conv_transpose(run_op, axes, ios):
     x, kernel = normal(*SMALL[axes]), KERNELS[axes]
     cases: list[tuple[dict, int | None]] = [*((case, None) for case in TRANSPOSES), *GROWN]
     sets = []
-    for i, (case, grown) in enumerate(cases if ios == 15 else cases[ios - 16 :: 3]):
+    # the oracle's matrices are large over three axes: there the versions share the cases
+    for i, (case, grown) in enumerate(cases if ios == 15 and axes < 3 else cases[ios - 15 :: 4]):
         case, groups = fitted(case, axes), case.get("groups", 1)
         size = [n + (grown or 0) for n in natural_size(x.shape[2:], kernel, case)]
         weight, bias = normal(4, 8 // groups, *kernel, seed=i + 1), normal(8, seed=i + 100) if i % 2 else None

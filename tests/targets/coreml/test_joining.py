@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_allclose, assert_array_equal
 
 from pocketvit.errors import BadInput
@@ -174,8 +175,6 @@ def test_fill_like(run_op, ios):
 
 
 def test_what_would_take_a_terabyte_is_refused_before_it_is_made():
-    import torch
-
     whole, real = (TensorType(Dtype.INT32, (None,)),), (TensorType(Dtype.FP32, (None,)),)
     with pytest.raises(BadInput, match="1048576 x 1048576 elements"):
         fill((1 << 20, 1 << 20), real)

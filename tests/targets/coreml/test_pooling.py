@@ -35,6 +35,7 @@ CEILING = [  # one and two spatial axes, symmetric padding
     {"kernel_sizes": (3, 3), "pad_type": "custom", "pad": (1, 1, 1, 1), "strides": (2, 2)},
     {"kernel_sizes": (2, 2), "pad_type": "custom", "pad": (1, 1, 1, 1), "strides": (3, 3)},  # a window is dropped
     {"kernel_sizes": (4, 3), "pad_type": "custom", "pad": (3, 3, 2, 2), "strides": (3, 4)},
+    {"kernel_sizes": (5, 5), "pad_type": "custom", "pad": (3, 3, 3, 3), "strides": (13, 10)},  # one goes on behind it
 ]
 
 

@@ -152,6 +152,8 @@ def test_other_einsums_are_refused():
     for equation in ("nchw,nwhu->nchw", "nchw,nchw->nchw", "ij,jk->ik", "nchw,nwhu->", "..."):
         with pytest.raises(BadInput, match="not of the form"):
             OPS.get("einsum")((x, x), equation)
+    with pytest.raises(BadInput, match="for other ranks than"):
+        OPS.get("einsum")((x, x), "chw,whu->chu")
 
 
 def attention(query, key, value, mask=None):

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.testing import assert_array_equal
 
 from pocketvit.errors import BadInput
+from pocketvit.targets.coreml.ops.indexing import gather
+from pocketvit.targets.coreml.ops.joining import concat
+from pocketvit.targets.coreml.ops.shapes import expand_dims, flatten2d, reverse_sequence
 
 COVERS = {
     "reshape": "test_reshape",
@@ -171,6 +175,20 @@ def test_reverse_sequence_refuses_lengths_that_are_too_long(run_op):
         run_op(build, {"x": x, "n": np.array([1, 4], np.int32)})
     with pytest.raises(BadInput, match="also its batch axis"):
         run_op(lambda mb, x: mb.reverse_sequence(x=x, lengths=[1, 1]), {"x": x})
+
+
+def test_axes_outside_are_refused():
+    x, lengths = torch.zeros(2, 3), torch.tensor([1, 1])
+    for refused in (
+        lambda: expand_dims(x, (3,)),
+        lambda: flatten2d(x, 3),
+        lambda: reverse_sequence(x, lengths, seq_axis=2, batch_axis=0),
+        lambda: reverse_sequence(torch.tensor(1.0), lengths),
+        lambda: concat((x, x), 2, interleave=True),
+        lambda: gather(x, lengths, 18, axis=-3),
+    ):
+        with pytest.raises(BadInput, match=r"ax[ie]s.* outside a (value|result) of rank"):
+            refused()
 
 
 def test_shape(run_op):

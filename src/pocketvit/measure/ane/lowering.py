@@ -106,8 +106,10 @@ def _group_norm(node: Node, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
     grouped, mean = _shaped(y, "grouped", whole), _shaped(y, "mean", one)
     centred, square = _shaped(y, "centred", whole), _shaped(y, "square", whole)
     variance, shifted, root = (_shaped(y, name, one) for name in ("variance", "shifted", "root"))
-    normed = _shaped(y, "normed", whole)
+    normed, flat = _shaped(y, "normed", whole), _shaped(y, "flat", y.shape)
     axes = tuple(range(2, len(whole)))
+    scaled = len(node.args) > 2 and node.args[2] is not None
+    end = [Step("batch_norm", (flat,), (y,))] if scaled else []
     return [
         Step("reshape", (x,), (grouped,)),
         Step("reduce_mean", (grouped,), (mean,), axes=axes),
@@ -117,7 +119,8 @@ def _group_norm(node: Node, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, .
         Step("add", (variance,), (shifted,)),
         Step("sqrt", (shifted,), (root,)),
         Step("real_div", (centred, root), (normed,)),
-        Step("reshape", (normed,), (y,)),
+        Step("reshape", (normed,), (flat if scaled else y,)),
+        *end,
     ]
 
 

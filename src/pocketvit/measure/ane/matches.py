@@ -110,9 +110,19 @@ def rank(graph: Graph) -> Iterator[Match]:
 
 
 def norm(graph: Graph) -> Iterator[Match]:
-    """Norms that stay operations: batch norms with nothing to fold into, and those spelt out over groups."""
+    """Norms that stay operations: those spelt out over groups, and batch norms with nothing to fold into."""
+    spelt_out: set[str] = set()
     for op in graph.ops:
-        if op.kind == "batch_norm":
+        if op.kind == "real_div" and (chain := _spelt_out_norm(graph, op)):
+            spelt_out |= {part.name for part in chain}
+            yield Match(
+                op=op,
+                what=f"norm spelt out in {len(chain)} operations",
+                rewrite=Rewrite.CHANNEL_NORM,
+                severity=Severity.WASTE,
+                charged=chain,
+            )
+        elif op.kind == "batch_norm" and op.name not in spelt_out:
             around = [near for near in (*graph.sources(op), *graph.readers(op)) if near.is_layout_copy]
             forced = [near for near in around if near.kind in ("expand_dims", "squeeze")]
             yield Match(
@@ -122,26 +132,22 @@ def norm(graph: Graph) -> Iterator[Match]:
                 severity=Severity.WASTE,
                 charged=(op, *forced),
             )
-        elif op.kind == "real_div" and (chain := _spelt_out_norm(graph, op)):
-            yield Match(
-                op=op,
-                what=f"norm spelt out in {len(chain)} operations",
-                rewrite=Rewrite.CHANNEL_NORM,
-                severity=Severity.WASTE,
-                charged=chain,
-            )
 
 
 def _spelt_out_norm(graph: Graph, division: OpRecord) -> tuple[OpRecord, ...]:
-    """The operations of (x - mean) / sqrt(mean of squares + eps) that end in this division; none if it is not one."""
+    """The operations of (x - mean) / sqrt(mean of squares + eps) that end in this division, with the reshapes around
+    them and the scale behind; none if it is not one.
+    """
     chain = [division]
-    for kinds in (("sqrt",), ("add",), ("reduce_mean",), ("square",), ("sub",), ("reduce_mean",)):
-        before = [op for op in graph.sources(chain[-1]) if op.kind in kinds]
+    for kind in ("sqrt", "add", "reduce_mean", "square", "sub", "reduce_mean"):
+        before = [op for op in graph.sources(chain[-1]) if op.kind == kind]
         if len(before) != 1:
             return ()
         chain.append(before[0])
-    ends = [op for op in (*graph.sources(chain[-1]), *graph.readers(division)) if op.kind == "reshape"]
-    return (*chain, *ends)
+    chain += [op for op in graph.sources(chain[-1]) if op.kind == "reshape"]
+    after = [op for op in graph.readers(division) if op.kind == "reshape"]
+    scales = [op for reshape in after for op in graph.readers(reshape) if op.kind == "batch_norm"]
+    return (*chain, *after, *scales)
 
 
 def softmax(graph: Graph) -> Iterator[Match]:

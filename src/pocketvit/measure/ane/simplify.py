@@ -14,7 +14,7 @@ Edit = Callable[[Graph, OpRecord], tuple[list[OpRecord], list[OpRecord]] | None]
 
 
 def simplify(ops: Sequence[OpRecord]) -> tuple[OpRecord, ...]:
-    """Fold norms into convolutions, merge reshapes and transposes that follow each other, expand high ranks."""
+    """Fold norms and channel scales into convolutions, merge reshapes and transposes that follow each other, expand high ranks."""
     for edit in (_fold_norm, _merge_reshapes, _merge_transposes, _transpose_in_matmul, _expand_rank, _refuse_rank):
         ops = _apply(edit, ops)
     return tuple(ops)
@@ -45,7 +45,11 @@ def _only_reader(graph: Graph, op: OpRecord) -> OpRecord | None:
 
 def _fold_norm(graph: Graph, op: OpRecord) -> tuple[list[OpRecord], list[OpRecord]] | None:
     reader = _only_reader(graph, op)
-    if op.kind not in {"conv", "conv_transpose"} or reader is None or reader.kind != "batch_norm":
+    if op.kind not in {"conv", "conv_transpose"} or reader is None:
+        return None
+    channels = op.outputs[0].shape[1] or 0
+    scales = reader.kind == "mul" and len(reader.inputs) == 1 and 0 < reader.weight_bytes <= 2 * channels
+    if reader.kind != "batch_norm" and not scales:
         return None
     return [op, reader], [replace(op, outputs=reader.outputs)]
 

@@ -63,7 +63,7 @@ class Graph:
 
     def argument(self, op: Any, parameter: str) -> str:
         """The name of the value an operation takes as `parameter`; empty when it takes none."""
-        bindings = op.inputs[parameter].arguments if parameter in op.inputs else ()
+        bindings: Any = op.inputs[parameter].arguments if parameter in op.inputs else ()
         return bindings[0].name if len(bindings) == 1 and bindings[0].WhichOneof("binding") == "name" else ""
 
     def readers(self, name: str) -> list[Any | None]:
@@ -174,7 +174,7 @@ class Graph:
         self._finish(copy, op)
         return copy
 
-    def set(self, op: Any, parameter: str, argument: str) -> None:
+    def feed(self, op: Any, parameter: str, argument: str) -> None:
         """Make an operation take the value `argument` as `parameter`."""
         del op.inputs[parameter].arguments[:]
         op.inputs[parameter].arguments.add().name = argument

@@ -22,7 +22,7 @@ from ...types import Evidence, Progress, silent
 from .arithmetic import HALF_MAX, HALF_TINY, Arithmetic
 from .interpreter import Interpreter
 from .ops import parameters
-from .plan import as_tensor
+from .plan import as_tensor, unpacked_constants
 from .program import Op, Output
 from .step_products import PRODUCTS
 from .steps import DIVISORS, SATURATING, STEPS
@@ -117,15 +117,20 @@ class ConstantHeadroom:
     spread: Spread
     state: State
     because: str
+    kind: str = "constant"
+
+    @property
+    def worst(self) -> float:
+        """Largest magnitude over 65504."""
+        return self.spread.worst
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Headroom:
     """What was found. ops: every operation that makes numbers stored in fp16, in the program's order.
 
-    constants: only those that do not fit. In a package with fp16 values, what it declares float32 is left out; one
-    that is float32 throughout is judged as if it were stored in fp16. Weights unpacked by constexpr operations are
-    left out.
+    constants: only those that do not fit, weights unpacked. In a package with fp16 values, what it declares float32
+    is left out; one that is float32 throughout is judged as if it were stored in fp16.
     """
 
     images: int
@@ -134,10 +139,9 @@ class Headroom:
     evidence: Evidence = Evidence.INTERPRETED
 
     def of(self, *states: State) -> tuple[OpHeadroom | ConstantHeadroom, ...]:
-        """Operations and constants in one of these states, the worst first."""
-        found: list[OpHeadroom | ConstantHeadroom] = [x for x in self.constants if x.state in states]
-        found += sorted((op for op in self.ops if op.state in states), key=lambda op: -op.worst)
-        return tuple(found)
+        """Constants and operations in one of these states, operations by how far they reach."""
+        ops = sorted((op for op in self.ops if op.state in states), key=lambda op: -op.worst)
+        return (*(constant for constant in self.constants if constant.state in states), *ops)
 
     @property
     def sentence(self) -> str:
@@ -236,8 +240,8 @@ class _Audited:
 
 class _Audit:
     def __init__(self, interpreter: Interpreter) -> None:
-        self.block = interpreter.program.block
-        outputs = [output for op in self.block.walk() if op.kind != "const" for output in op.outputs]
+        self.program = interpreter.program
+        outputs = [output for op in self.program.block.walk() if op.kind != "const" for output in op.outputs]
         self.mixed = any(output.type is not None and output.type.dtype is Dtype.FP16 for output in outputs)
         self.ops: dict[str, _Audited] = {}
 
@@ -269,14 +273,20 @@ class _Audit:
             return False
         return output.type.dtype is Dtype.FP16 or not self.mixed
 
-    def _constants(self) -> Iterable[tuple[str, Value]]:
-        for op in self.block.walk():
+    def _constants(self) -> Iterable[tuple[str, Any]]:
+        """Constants stored in fp16 with their numbers, weights unpacked."""
+        for op in self.program.block.walk():
             if op.kind == "const" and self._stored_as_half(op.outputs[0]):
-                yield op.name, op.attributes["val"]
+                yield op.name, as_tensor(op.attributes["val"])
             for parameter, arguments in op.inputs.items():
                 for argument in arguments:
                     if isinstance(argument, Value) and self._stored_as_half(Output("", argument.type)):
-                        yield f"{op.name}, {parameter}", argument
+                        yield f"{op.name}, {parameter}", as_tensor(argument)
+        packed = [op for op in self.program.block.ops if op.kind.startswith("constexpr")]
+        unpacked = unpacked_constants(self.program) if packed else {}
+        for op in packed:
+            if self._stored_as_half(op.outputs[0]) and op.name in unpacked:
+                yield op.name, unpacked[op.name]
 
 
 def _judged(spread: Spread, steps: tuple[Step, ...]) -> tuple[State, str]:
@@ -296,22 +306,22 @@ def _judged(spread: Spread, steps: tuple[Step, ...]) -> tuple[State, str]:
     return State.FINE, ""
 
 
-def _constant(name: str, value: Value) -> ConstantHeadroom:
+def _constant(name: str, value: Any) -> ConstantHeadroom:
     tally = _Tally()
-    tensor = as_tensor(value)
-    if isinstance(tensor, Tensor) and tensor.numel():
-        tally.add(tensor)
+    elements = value.numel() if isinstance(value, Tensor) else 0
+    if elements:
+        tally.add(value)
     spread = tally.spread()
     state, because = State.FINE, ""
     if spread.worst > 1:
         state = State.OVERFLOWS
         because = "it holds infinities" if math.isinf(spread.worst) else f"it reaches {spread.worst:.3g} times 65504"
-    elif value.type.elements == 1 and spread.flushed:
+    elif elements == 1 and spread.flushed:
         # a small number by itself, such as an epsilon, may be rough, but not nothing
         state, because = State.IMPRECISE, f"{spread.smallest:.1e} becomes 0"
-    elif value.type.elements > 1 and spread.noise > ROUGH:
+    elif elements > 1 and spread.noise > ROUGH:
         state, because = State.IMPRECISE, f"rounding moves it by {spread.noise:.1%}"
-    return ConstantHeadroom(name=name, elements=value.type.elements, spread=spread, state=state, because=because)
+    return ConstantHeadroom(name=name, elements=elements, spread=spread, state=state, because=because)
 
 
 def _finite_or_inf(x: Tensor) -> float:

@@ -20,8 +20,10 @@ from .values import Dtype, TensorType
 
 _HALF_ULPS = 2.0**-9  # relative: two units in the last of fp16's 11 places, because folding may round more than once
 _HALF_FLOOR = 2.0**-23  # absolute: below its normal range fp16 has steps of 2^-24
+_COMPUTED = 2.0**-8  # relative to the largest: tables that the converter computed, itself in fp16
 _SINGLE = 1e-6  # relative: folding in another order of float32 sums
 _LEAST_DB = 10.0  # of weights stored as palettes or with some of them pruned, which follow no step
+_STORED = ("p_", "b_", "c_")  # how torch.export names parameters, buffers and constant tensors
 _PASSED_ON = {"identity", "cast"}
 
 
@@ -118,6 +120,8 @@ class _Walk:
         relative, floor = (_SINGLE, 0.0) if single else (_HALF_ULPS, _HALF_FLOOR)
         if not single:  # what fp16 cannot hold is stored as its largest number or as infinity
             ours, theirs = ours.clamp(-HALF_MAX, HALF_MAX), theirs.clamp(-HALF_MAX, HALF_MAX)
+        if not single and not a.name.startswith(_STORED) and theirs.numel():
+            floor += _COMPUTED * float(theirs.abs().max())
         excess = (ours - theirs).abs() - (relative * theirs.abs() + floor + step)
         worst = int(excess.flatten().argmax()) if excess.numel() else 0
         if excess.numel() and not float(excess.flatten()[worst]) <= 0:

@@ -45,8 +45,8 @@ def scaled_norm(graph: Graph, found: OpHeadroom, reach: Reach) -> Outcome:
     if scaled is None:
         return _split(graph, op, found, x, epsilon)
     factor = {"x": x, "y": np.float32(2.0**-k)}
-    graph.set(op, "x", graph.add(op, "mul", factor, f"{found.name}_scaled", x))
-    graph.set(op, "epsilon", graph.add_constant(op, f"{found.name}_epsilon", np.float32(scaled), found.name))
+    graph.feed(op, "x", graph.add(op, "mul", factor, f"{found.name}_scaled", x))
+    graph.feed(op, "epsilon", graph.add_constant(op, f"{found.name}_epsilon", np.float32(scaled), found.name))
     detail = f"the input of {found.name} is multiplied by 2^-{k}, its epsilon {epsilon:.2g} becomes {scaled:.2g}"
     return Change(rewrite="scaled norm", op=found.name, detail=detail, touched=(found.name,))
 
@@ -102,10 +102,10 @@ def scaled_decomposed_norm(graph: Graph, found: OpHeadroom, reach: Reach) -> Out
     for op in (squared, *quotients):
         for parameter in ("x", "y"):
             if graph.argument(op, parameter) == c:
-                graph.set(op, parameter, smaller)
+                graph.feed(op, parameter, smaller)
     for (op, _, kind), value in zip(epsilons, scaled, strict=True):
         constant = graph.add_constant(op, f"{op.outputs[0].name}_epsilon", np.float32(value), c)
-        graph.set(op, "epsilon" if kind == "rsqrt" else _other(graph, op), constant)
+        graph.feed(op, "epsilon" if kind == "rsqrt" else _other(graph, op), constant)
     touched = tuple(op.outputs[0].name for op in (*parts, root))
     detail = f"{c} is multiplied by 2^-{k} before it is squared and where the root divides it"
     return Change(rewrite="scaled norm", op=found.name, detail=detail, touched=touched)
@@ -123,7 +123,7 @@ def scaled_reduction(graph: Graph, found: OpHeadroom, reach: Reach) -> Outcome:
     x = graph.argument(op, "x")
     smaller = graph.add(op, "mul", {"x": x, "y": np.float32(2.0**-k)}, f"{found.name}_scaled", x)
     reduced = graph.duplicate(op, f"{found.name}_small")
-    graph.set(reduced, "x", smaller)
+    graph.feed(reduced, "x", smaller)
     graph.become(op, "mul", {"x": reduced.outputs[0].name, "y": np.float32(2.0**k)})
     detail = f"the input of {found.name} is multiplied by 2^-{k} and its result by 2^{k}"
     return Change(rewrite="scaled mean", op=found.name, detail=detail, touched=(found.name,))
@@ -157,18 +157,11 @@ def _split(graph: Graph, op: Any, found: OpHeadroom, x: str, epsilon: float) -> 
     summed = graph.add(op, "reduce_sum", {"x": squares, **over}, f"{name}_sum", x, kept)
     variance = graph.add(op, "mul", {"x": summed, "y": np.float32(back)}, f"{name}_variance", x, kept)
     root = graph.add(op, "rsqrt", {"x": variance, "epsilon": np.float32(epsilon)}, f"{name}_root", x, kept)
-    factors = [root, graph.argument(op, "gamma"), graph.argument(op, "beta")]
-    *early, last = [
-        ("mul", factors[0]),
-        *(("mul", g) for g in factors[1:2] if g),
-        *(("add", b) for b in factors[2:] if b),
-    ]
-    value = centred
-    for kind, other in early:
-        value = graph.add(
-            op, kind, {"x": value, "y": other}, f"{name}_{'normalised' if other == root else 'by_gamma'}", x
-        )
-    graph.become(op, last[0], {"x": value, "y": last[1]})
+    gamma, beta = (graph.argument(op, parameter) for parameter in ("gamma", "beta"))
+    value, following = centred, [("mul", root), *[("mul", gamma)] * bool(gamma), *[("add", beta)] * bool(beta)]
+    for kind, other in following[:-1]:
+        value = graph.add(op, kind, {"x": value, "y": other}, f"{name}_normalised", x)
+    graph.become(op, following[-1][0], {"x": value, "y": following[-1][1]})
     detail = f"{name} is spelt out, its centred values multiplied by 2^-{k} before they are squared"
     return Change(rewrite="split LayerNorm", op=name, detail=detail, touched=(name,))
 

@@ -78,7 +78,7 @@ def scaled_query(graph: Graph, found: OpHeadroom, reach: Reach) -> Outcome:
         graph.replace(reader.outputs[0].name, name)
     else:
         like = reader.outputs[0].name
-        graph.set(reader, parameter, graph.add_constant(reader, f"{like}_rest", np.float32(rest), like))
+        graph.feed(reader, parameter, graph.add_constant(reader, f"{like}_rest", np.float32(rest), like))
     detail = (
         f"the first factor of {found.name} is multiplied by 2^-{exponent}, taken from the scale {factor:g} after it"
     )
@@ -145,7 +145,7 @@ def shifted_softmax(graph: Graph, found: OpHeadroom, reach: Reach) -> Outcome:
         kept[axis] = 1
     arguments = {"x": x, "axes": np.array(axes, np.int32), "keep_dims": np.bool_(True)}
     largest = graph.add(op, "reduce_max", arguments, f"{powers}_largest", x, kept)
-    graph.set(op, "x", graph.add(op, "sub", {"x": x, "y": largest}, f"{powers}_shifted", x))
+    graph.feed(op, "x", graph.add(op, "sub", {"x": x, "y": largest}, f"{powers}_shifted", x))
     assert divided is not None
     touched = tuple(o.outputs[0].name for o in (op, summed, divided))
     detail = f"the largest of its row is taken from {x} before the exponential"
@@ -227,7 +227,7 @@ def _shifted_scores(graph: Graph, op: Any, found: OpHeadroom, name: str, softmax
     held = {"x": shifted, "y": np.float32(-(2.0 ** (14 - k)))}
     bounded = graph.add(softmax, "maximum", held, f"{name}_bounded", name)
     back = graph.add(softmax, "mul", {"x": bounded, "y": np.float32(2.0**k)}, f"{name}_scaled_back", name)
-    graph.set(softmax, "x", back)
+    graph.feed(softmax, "x", back)
     detail = f"{found.name} is computed at 2^-{k}, the largest of each row taken away, and scaled back"
     return Change(
         rewrite="shifted softmax", op=found.name, detail=detail, touched=(found.name, softmax.outputs[0].name)
@@ -243,7 +243,7 @@ def _divisor_parts(divisor: float) -> tuple[float, int]:
 def _scale_first(graph: Graph, op: Any, exponent: int) -> None:
     x = graph.argument(op, "x")
     scaled = {"x": x, "y": np.float32(2.0**exponent)}
-    graph.set(op, "x", graph.add(op, "mul", scaled, f"{op.outputs[0].name}_first", x))
+    graph.feed(op, "x", graph.add(op, "mul", scaled, f"{op.outputs[0].name}_first", x))
 
 
 def _scalar_parameter(graph: Graph, op: Any, name: str) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -161,7 +162,7 @@ def _windows(channels: int, window: Ints) -> Iterator[tuple[slice, Callable[[Ten
         return
     for channel in range(channels):
         for start in range(0, taps, BLOCK):
-            yield slice(channel, channel + 1), lambda weight, start=start: _only(weight, start)
+            yield slice(channel, channel + 1), partial(_only, start=start)
 
 
 def _only(weight: Tensor, start: int) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ....errors import BadInput
 from . import handles
+from .shapes import axis_from_front
 
 _NEGATIVE_UNTIL = 16  # the last iOS in whose definitions -1 is the last element; later, it is out of bounds
 _REDUCTIONS = {"add": "sum", "sub": "sum", "mul": "prod", "div": "prod", "max": "amax", "min": "amin"}
@@ -22,7 +23,7 @@ def gather(
 
     From iOS 17 on an index outside x is undefined unless validate_indices asks for an error; here it is always one.
     """
-    axis = _axis(axis, x.ndim)
+    axis = axis_from_front(axis, x.ndim)
     if not 0 <= batch_dims <= min(axis, indices.ndim) or x.shape[:batch_dims] != indices.shape[:batch_dims]:
         raise BadInput(
             f"its first {batch_dims} axes are not shared by {tuple(x.shape)} and indices of {tuple(indices.shape)}, "
@@ -40,7 +41,7 @@ def gather(
 @handles("gather_along_axis")
 def gather_along_axis(x: Tensor, indices: Tensor, opset: int, axis: int = 0, validate_indices: bool = False) -> Tensor:
     """x[.., indices[.., i, ..], ..] for each place of `indices`, whose shape is x's but for `axis`."""
-    axis = _axis(axis, x.ndim)
+    axis = axis_from_front(axis, x.ndim)
     _check_beside(x, indices, axis)
     return x.gather(axis, _places(indices, x.shape[axis], opset))
 
@@ -78,7 +79,7 @@ def scatter(
 
     `mode` is left out in no file that coremltools writes; its text says that "update" is the default, its code "add".
     """
-    axis = _axis(axis, data.ndim)
+    axis = axis_from_front(axis, data.ndim)
     expected = (*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :])
     if tuple(updates.shape) != expected:
         raise BadInput(f"its updates have shape {tuple(updates.shape)} instead of {expected}")
@@ -99,7 +100,7 @@ def scatter_along_axis(
     validate_indices: bool = False,
 ) -> Tensor:
     """`data` with each of `updates` put at, or combined with, the place along `axis` that `indices` names."""
-    axis = _axis(axis, data.ndim)
+    axis = axis_from_front(axis, data.ndim)
     _check_beside(data, indices, axis)
     if updates.shape != indices.shape:
         raise BadInput(f"its updates of {tuple(updates.shape)} do not fit its indices of {tuple(indices.shape)}")
@@ -139,12 +140,6 @@ def _combined(data: Tensor, axis: int, places: Tensor, updates: Tensor, mode: st
             raise BadInput("it divides integers, and how it rounds them is not documented")
         return data / torch.ones_like(data).scatter_reduce(axis, places, updates, "prod")
     return data.scatter_reduce(axis, places, -updates if mode == "sub" else updates, _REDUCTIONS[mode])
-
-
-def _axis(axis: int, rank: int) -> int:
-    if not -rank <= axis < rank:
-        raise BadInput(f"its axis {axis} lies outside a value of rank {rank}")
-    return axis % rank
 
 
 def _parts(batch_dims: int, axis: int) -> tuple[slice, slice, slice]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ....errors import BadInput
 from ..values import MAX_ELEMENTS, Dtype, TensorType
 from . import Ints, Tensors, handles
+from .shapes import axis_from_front
 
 
 @handles("concat")
@@ -24,7 +25,7 @@ def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
         return torch.cat(values, axis)
     if any(value.shape != values[0].shape for value in values):
         raise BadInput(f"it interleaves values of different shapes, {[tuple(value.shape) for value in values]}")
-    axis %= values[0].ndim
+    axis = axis_from_front(axis, values[0].ndim)
     return torch.stack(values, axis + 1).flatten(axis, axis + 1)
 
 

@@ -51,6 +51,8 @@ def einsum(values: Tensors, equation: str) -> Tensor:
     numbered = "".join(str(list(letters).index(c)) if c in letters else c for c in equation)
     if len(values) != 2 or numbered not in ("0123,0324->0124", "012,213->013"):
         raise BadInput(f"its equation {equation!r} is not of the form 'nchw,nwhu->nchu' or 'chw,whu->chu'")
+    if [value.ndim for value in values] != [numbered.index(",")] * 2:
+        raise BadInput(f"its equation {equation!r} is for other ranks than {[value.ndim for value in values]}")
     x, y = (value.transpose(-3, -2) for value in values)
     return (x @ y).transpose(-3, -2)
 

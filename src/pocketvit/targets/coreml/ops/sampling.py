@@ -41,6 +41,11 @@ def crop_resize(
     images, coordinates, leading = _boxes(x, roi, boxes, box_indices)
     if box_coordinate_mode not in _BOXES:
         raise BadInput(f"its box_coordinate_mode is {box_coordinate_mode!r} instead of one of {', '.join(_BOXES)}")
+    if sampling_mode == "UNALIGN_CORNERS":
+        raise BadInput(
+            "what UNALIGN_CORNERS reads inside a box is not certain: the one result that coremltools holds for it "
+            "contradicts the documented formula"
+        )
     height, width = x.shape[-2:]
     scales = (height - 1, width - 1) if normalized_coordinates else (1, 1)
     top, left, bottom, right = (

@@ -77,7 +77,7 @@ def reverse(x: Tensor, axes: Ints | None = None) -> Tensor:
 @handles("reverse_sequence")
 def reverse_sequence(x: Tensor, lengths: Tensor, seq_axis: int = 0, batch_axis: int = 0) -> Tensor:
     """For each i along batch_axis, the first lengths[i] elements along seq_axis backwards."""
-    seq_axis, batch_axis = seq_axis % x.ndim, batch_axis % x.ndim
+    seq_axis, batch_axis = axis_from_front(seq_axis, x.ndim), axis_from_front(batch_axis, x.ndim)
     if seq_axis == batch_axis:
         raise BadInput(f"it reverses axis {seq_axis}, which is also its batch axis")
     if tuple(lengths.shape) != (x.shape[batch_axis],):
@@ -101,6 +101,13 @@ def shape(x: Tensor) -> Tensor:
 def identity(x: Tensor) -> Tensor:
     """X under another name."""
     return x
+
+
+def axis_from_front(axis: int, rank: int) -> int:
+    """An axis as its number from the front; negative ones are counted from the end. BadInput for one that is not."""
+    if not -rank <= axis < rank:
+        raise BadInput(f"its axis {axis} lies outside a value of rank {rank}")
+    return axis % rank
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:
