@@ -156,6 +156,31 @@ def test_a_compressed_package_counts_what_it_stores(packages, tmp_path):
     assert 0.5 < share < 0.6, f"{share:.0%} of the 16-bit weights"
 
 
+def test_a_foreign_package_with_a_range_of_shapes(tmp_path):
+    """Traced, not exported, with other names and a height and width that are not fixed."""
+    import coremltools as ct
+
+    net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 1)).eval()
+    side = ct.RangeDim(32, 64, default=32)
+    program = torch.export.export(
+        net,
+        (torch.zeros(1, 3, 32, 32),),
+        dynamic_shapes=({2: torch.export.Dim("h", min=32, max=64), 3: torch.export.Dim("w", min=32, max=64)},),
+    )
+    package = ct.convert(
+        program.run_decompositions({}),
+        inputs=[ct.TensorType(name="picture", shape=(1, 3, side, side))],
+        minimum_deployment_target=ct.target.iOS17,
+        skip_model_load=True,
+    )
+    path = tmp_path / "foreign.mlpackage"
+    package.save(str(path))
+    found = audit_ane(str(path)).audit
+    assert any(group.rule == "dynamic" for group in found.groups)
+    assert found.off_engine == found.ops, "every shape depends on the picture"
+    assert {finding.module for finding in found.findings if finding.located == "weight"} == {"0", "2"}
+
+
 def test_sweep_of_a_model_that_takes_any_size():
     found = audit_ane("pocket_regnety_32", sizes=(48, 32, 64))
     assert [point.size for point in found.sweep.points] == [32, 48, 64]

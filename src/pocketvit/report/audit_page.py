@@ -14,7 +14,7 @@ from ..measure.ane.matches import Severity
 from ..measure.ane.rules import RULES
 from ..measure.ane.sweep import Sweep, SweepPoint
 from ..types import Evidence
-from .audit_table import score_lines, sweep_lines, waste
+from .audit_table import LOCATED, score_lines, sweep_lines, waste
 from .cells import percent, plain, size_text
 
 # nothing may be loaded or run: the page is text, styles and drawn lines
@@ -120,12 +120,7 @@ def _findings(groups: Sequence[Group]) -> str:
 
 def _finding(group: Group, most: int) -> str:
     worst = group.worst
-    how = {
-        "weight": "module from a weight's name",
-        "after": "last module before it, from a weight's name",
-        "op": "the operation's name",
-    }.get(worst.located, "")
-    place = " · ".join(filter(None, [worst.source, how]))
+    place = worst.source or LOCATED.get(worst.located, "")
     bar = f'<span class=bar style="width:{100 * group.wasted_bytes / most:.1f}%"></span>' if group.wasted_bytes else ""
     kind = "" if group.severity is Severity.WASTE else f' <span class="kind {group.severity}">{group.severity}</span>'
     return (
@@ -153,7 +148,7 @@ def _sweep(sweep: Sweep | None) -> str:
         f"<tbody>{rows}</tbody></table></div>"
     )
     plot = _plot(sweep) if len(sweep.points) > 1 else ""
-    return f"<section><h2>Input sizes</h2>{plot}<ul>{said}</ul>{table if rows else ''}</section>"
+    return f"<section><h2>Input sizes</h2>{_evidence(sweep.evidence)}{plot}<ul>{said}</ul>{table if rows else ''}</section>"
 
 
 def _plot(sweep: Sweep) -> str:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SHOWN = 7  # groups of findings, and disagreements, unless all are asked for
+LOCATED = {"weight": " (weight's name)", "after": " (after that weight)", "op": " (operation)"}  # of a file's places
 
 
 def audit_lines(
@@ -61,7 +62,7 @@ def _findings(groups: tuple[Group, ...]) -> Table:
     table.add_column("where", overflow="fold", ratio=1)
     table.add_column("fix", max_width=34)
     for group in groups:
-        line = f" {group.worst.source}" if group.worst.source else ""
+        line = f" {group.worst.source}" if group.worst.source else LOCATED.get(group.worst.located, "")
         table.add_row(
             waste(group),
             group.rule,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pocketvit.errors import CheckFailed
 from pocketvit.measure.ane.torch_graph import torch_records
 from pocketvit.models import create, deployable
 from pocketvit.targets._torch_program import capture
@@ -165,3 +166,24 @@ def test_every_byte_is_counted_on_a_small_model():
     image, maps = 3 * 8 * 64, 4 * 8 * 64
     assert sum(op.padded_bytes for op in ops) == image + (image + maps) + 2 * maps + maps
     assert sum(op.logical_bytes for op in ops) == math.prod((3, 8, 8)) * 2 * 2 + math.prod((4, 8, 8)) * 2 * 4
+
+
+def test_a_scale_of_channels_folds_into_a_convolution():
+    class Scaled(nn.Module):
+        def __init__(self, shape):
+            super().__init__()
+            self.conv, self.scale = nn.Conv2d(3, 8, 1), nn.Parameter(torch.rand(shape))
+
+        def forward(self, x):
+            return self.conv(x) * self.scale
+
+    assert kinds(Scaled((8, 1, 1)), (1, 3, 4, 4)) == ["cast", "conv", "cast"]
+    assert kinds(Scaled((8, 4, 4)), (1, 3, 4, 4)) == ["cast", "conv", "mul", "cast"], "one for each pixel does not"
+
+
+def test_control_flow_is_refused():
+    def branch(x):
+        return torch.cond(x.sum() > 0, lambda x: x.relu(), lambda x: -x, (x,))
+
+    with pytest.raises(CheckFailed, match="nested graph"):
+        records(branch, (1, 8))

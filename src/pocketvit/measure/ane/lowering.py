@@ -48,6 +48,8 @@ def lower(operator: str, node: Node, inputs: tuple[Tensor, ...], outputs: tuple[
     if special is not None:
         return special(node, inputs, outputs)
     kind = _KINDS.get(operator, operator)
+    if kind == "real_div" and len(inputs) == 1:  # by a constant
+        kind = "mul"
     return [Step(kind, inputs, outputs, axes=_axes(kind, node, inputs))]
 
 

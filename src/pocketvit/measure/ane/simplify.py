@@ -14,7 +14,7 @@ Edit = Callable[[Graph, OpRecord], tuple[list[OpRecord], list[OpRecord]] | None]
 
 
 def simplify(ops: Sequence[OpRecord]) -> tuple[OpRecord, ...]:
-    """Fold norms and channel scales into convolutions, merge reshapes and transposes that follow each other, expand high ranks."""
+    """Fold norms and scales into convolutions, merge reshapes and transposes in a row, expand high ranks."""
     for edit in (_fold_norm, _merge_reshapes, _merge_transposes, _transpose_in_matmul, _expand_rank, _refuse_rank):
         ops = _apply(edit, ops)
     return tuple(ops)

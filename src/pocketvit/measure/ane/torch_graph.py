@@ -12,6 +12,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from ...errors import CheckFailed
 from .graph import OpRecord, Tensor
 from .lowering import REMOVED, lower
 from .simplify import simplify
@@ -24,7 +25,8 @@ def torch_records(program: ExportedProgram, wrapper: str = "module") -> tuple[Op
     """The operations that a 16-bit package of `program` would hold, each with its module and line of code.
 
     wrapper: attribute under which the model sits in what was exported; it is left out of the paths. Operations on
-    constants alone are computed at conversion and left out. Casts to and from 16 bits stand at both ends.
+    constants alone are computed at conversion and left out. Casts to and from 16 bits stand at both ends. Raises
+    CheckFailed for control flow.
     """
     graph = program.run_decompositions({}).graph
     walker = _Walker(set(program.graph_signature.user_inputs), wrapper)
@@ -69,6 +71,10 @@ class _Walker:
 
     def _call(self, node: Node) -> None:
         operator = _operator(node)
+        if operator.startswith("_assert"):
+            return
+        if any(argument.op == "get_attr" for argument in node.all_input_nodes):
+            raise CheckFailed(f"The model holds a nested graph ({operator}), which an audit cannot look into.")
         if operator == "getitem":
             source, position = node.args[0], node.args[1]
             self.values[node] = (self.values[source][position],)  # type: ignore[index]

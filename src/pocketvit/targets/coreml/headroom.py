@@ -20,9 +20,9 @@ from torch import Tensor
 from ...errors import BadInput
 from ...types import Evidence, Progress, silent
 from .arithmetic import HALF_MAX, HALF_TINY, Arithmetic
+from .compiler import as_tensor, unpacked_constants
 from .interpreter import Interpreter
 from .ops import parameters
-from .plan import as_tensor, unpacked_constants
 from .program import Op, Output
 from .step_products import PRODUCTS
 from .steps import DIVISORS, SATURATING, STEPS
@@ -45,9 +45,10 @@ _MOVES = frozenset(
 class State(StrEnum):
     """What fp16 does to a value.
 
-    overflows: it exceeds 65504 (infinite). tight: it exceeds half of that. loses precision: rounding moves it by more
-    than 2^-8 of its root mean square, as much as bf16 would, which happens only when values below 2^-14 matter beside
-    the others; or something is divided by a value below 2^-14. fine: nothing of these.
+    overflows: it exceeds 65504, or a step inside its operation does, which is infinite only on hardware that holds
+    that step in fp16 (what hardware does is not public). tight: half of that. loses precision: rounding moves it by
+    more than 2^-8 of its root mean square, as much as bf16 would, which happens only when values below 2^-14 matter
+    beside the others; or something is divided by a value below 2^-14. fine: nothing of these.
     """
 
     OVERFLOWS = "overflows"

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ...errors import BadInput
 from .arithmetic import Arithmetic, to_half
+from .compiler import compile_program
 from .features import Feature, read_features
 from .package import Package, read_package
-from .plan import Compiled, Observer, compile_program
+from .plan import Compiled, Observer
 from .program import Program, read_program
 from .values import Dtype
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .arithmetic import HALF_MAX
-from .plan import unpacked_constants
+from .compiler import unpacked_constants
 from .program import Op, Program
 from .values import Dtype, TensorType
 

@@ -46,7 +46,7 @@ def scaled_norm(graph: Graph, found: OpHeadroom, reach: Reach) -> Outcome:
         return _split(graph, op, found, x, epsilon)
     factor = {"x": x, "y": np.float32(2.0**-k)}
     graph.feed(op, "x", graph.add(op, "mul", factor, f"{found.name}_scaled", x))
-    graph.feed(op, "epsilon", graph.add_constant(op, f"{found.name}_epsilon", np.float32(scaled), found.name))
+    graph.feed(op, "epsilon", graph.add_constant(op, f"{found.name}_epsilon", np.float32(scaled), _like(graph, op)))
     detail = f"the input of {found.name} is multiplied by 2^-{k}, its epsilon {epsilon:.2g} becomes {scaled:.2g}"
     return Change(rewrite="scaled norm", op=found.name, detail=detail, touched=(found.name,))
 
@@ -104,7 +104,7 @@ def scaled_decomposed_norm(graph: Graph, found: OpHeadroom, reach: Reach) -> Out
             if graph.argument(op, parameter) == c:
                 graph.feed(op, parameter, smaller)
     for (op, _, kind), value in zip(epsilons, scaled, strict=True):
-        constant = graph.add_constant(op, f"{op.outputs[0].name}_epsilon", np.float32(value), c)
+        constant = graph.add_constant(op, f"{op.outputs[0].name}_epsilon", np.float32(value), _like(graph, op))
         graph.feed(op, "epsilon" if kind == "rsqrt" else _other(graph, op), constant)
     touched = tuple(op.outputs[0].name for op in (*parts, root))
     detail = f"{c} is multiplied by 2^-{k} before it is squared and where the root divides it"
@@ -206,3 +206,9 @@ def _divides(graph: Graph, op: Any, c: str, root: str, inverted: bool) -> bool:
 def _other(graph: Graph, op: Any) -> str:
     """The parameter of an addition that is a constant number."""
     return "y" if graph.scalar(op, "y") is not None else "x"
+
+
+def _like(graph: Graph, op: Any) -> str:
+    """A value of the type that an operation's epsilon must have: from iOS 17 on that need not be its input's."""
+    given = (graph.argument(op, parameter) for parameter in ("epsilon", "gamma", "beta", "x"))
+    return next(name for name in given if name)
