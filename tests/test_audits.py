@@ -220,7 +220,7 @@ def replaced(monkeypatch, module: nn.Module) -> None:
             raise BadInput(f"{name} cannot be built with img_size")
         return replace(like, name=name, module=module, classes=10)
 
-    monkeypatch.setattr("pocketvit.audits.create", create_it)
+    monkeypatch.setattr("pocketvit.audits.ane.create", create_it)
 
 
 def test_a_size_the_model_refuses_is_reported(monkeypatch):

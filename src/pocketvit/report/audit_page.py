@@ -148,7 +148,8 @@ def _sweep(sweep: Sweep | None) -> str:
         f"<tbody>{rows}</tbody></table></div>"
     )
     plot = _plot(sweep) if len(sweep.points) > 1 else ""
-    return f"<section><h2>Input sizes</h2>{_evidence(sweep.evidence)}{plot}<ul>{said}</ul>{table if rows else ''}</section>"
+    head = f"<h2>Input sizes</h2>{_evidence(sweep.evidence)}"
+    return f"<section>{head}{plot}<ul>{said}</ul>{table if rows else ''}</section>"
 
 
 def _plot(sweep: Sweep) -> str:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from ..targets.coreml.headroom import ConstantHeadroom, Headroom, OpHeadroom
+    from ..targets.coreml.findings import ConstantHeadroom, Headroom, OpHeadroom
     from ..targets.coreml.repair import Repaired
     from ..targets.coreml.rounding import Rounded
 
@@ -21,7 +21,7 @@ def headroom_lines(found: Headroom, answers: Iterable[Rounded], every: bool = Fa
     """What to print of an audit, the worst findings first."""
     from rich.markup import escape
 
-    from ..targets.coreml.headroom import State
+    from ..targets.coreml.findings import State
 
     lines: list[RenderableType] = [escape(found.sentence)]
     findings = [item for state in State if state is not State.FINE for item in found.of(state)]

@@ -64,7 +64,12 @@ def _table() -> str:
             about, place, half = IN_THE_PLAN[kind], "`plan.py`", ""
         else:
             handler = inspect.unwrap(OPS.get(kind))
-            about = (inspect.getdoc(handler) or "What its name says, element by element.").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+            about = (
+                (inspect.getdoc(handler) or "What its name says, element by element.")
+                .split("\n\n")[0]
+                .replace("\n", " ")
+                .replace("|", "\\|")
+            )
             place = f"`ops/{Path(inspect.getfile(handler)).name}`"
             half = "yes" if kind in STEPWISE else ""
         rows.append(f"| `{kind}` | {about} | {half} | {place} | {tests.get(kind, 'none')} |")

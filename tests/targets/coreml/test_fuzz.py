@@ -125,7 +125,10 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-COUNTS = [pytest.param(60, id="60"), pytest.param(1200, id="1200", marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+COUNTS = [
+    pytest.param(60, id="60"),
+    pytest.param(1200, id="1200", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]),
+]
 
 
 @pytest.mark.parametrize("count", COUNTS)

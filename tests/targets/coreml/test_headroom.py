@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from pocketvit.errors import BadInput
-from pocketvit.targets.coreml.headroom import HALF_MAX, Headroom, State, headroom
+from pocketvit.targets.coreml.arithmetic import HALF_MAX
+from pocketvit.targets.coreml.findings import Headroom, State
+from pocketvit.targets.coreml.headroom import headroom
 from pocketvit.targets.coreml.interpreter import Interpreter
 from pocketvit.types import Evidence, plain
 

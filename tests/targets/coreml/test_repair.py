@@ -7,14 +7,17 @@ import json
 import numpy as np
 import pytest
 
+from pocketvit import torchvision_repair  # noqa: F401  (before timm)
 from pocketvit.data import open_data, sample
 from pocketvit.errors import BadInput, CheckFailed
 from pocketvit.files import sha256
-from pocketvit.targets.coreml.headroom import State, headroom
+from pocketvit.targets.coreml.findings import State
+from pocketvit.targets.coreml.headroom import headroom
 from pocketvit.targets.coreml.interpreter import Interpreter
 from pocketvit.targets.coreml.package import read_package
 from pocketvit.targets.coreml.program import read_program
 from pocketvit.targets.coreml.repair import TOLERANCE, repair, repaired_changes
+from pocketvit.targets.coreml.rounding import rounded
 from pocketvit.types import InputSpec, plain
 
 from .overflowing import SIDE, TROUBLES, Masked, convert, healthy, residual
@@ -58,8 +61,15 @@ def off(path, photos, arithmetic, expected):
     return float(np.abs(found - expected).max() / np.abs(expected).max()) if np.isfinite(found).all() else np.inf
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("name", TROUBLES)
+# every model in fp16, and one for each rewrite in float32, which is judged as if it were stored in fp16
+FP32 = {trouble.rewrite: name for name, trouble in TROUBLES.items()}.values()
+CASES = [
+    *(pytest.param(name, True, id=f"{name}, fp16") for name in TROUBLES),
+    *(pytest.param(name, False, id=f"{name}, fp32") for name in FP32),
+]
+
+
+@pytest.mark.parametrize(("name", "half"), CASES)
 def test_trouble_is_rewritten_exactly(name, half, package, photos, tmp_path):
     trouble, path = TROUBLES[name], package(name, half)
     before = headroom(path, photos)
@@ -152,3 +162,37 @@ def test_bad_destinations(name, sentence, package, photos, tmp_path):
     path = package("healthy", True)
     with pytest.raises(BadInput, match=sentence):
         repair(path, headroom(path, photos), tmp_path / name, photos)
+
+
+@pytest.mark.slow
+def test_a_whole_deit_with_a_large_residual_stream(tmp_path):
+    import coremltools as ct
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("deit_tiny_patch16_224", num_classes=10).eval()
+    with torch.no_grad():
+        for part in (model.patch_embed.proj.weight, model.pos_embed, model.cls_token):
+            part *= 300
+        for block in model.blocks:
+            block.attn.proj.weight *= 200
+            block.mlp.fc2.weight *= 200
+    path = tmp_path / "deit.mlpackage"
+    ct.convert(
+        torch.export.export(model, (torch.zeros(1, 3, 224, 224),)).run_decompositions({}),
+        convert_to="mlprogram",
+        inputs=[ct.TensorType(name="image", shape=(1, 3, 224, 224))],
+        outputs=[ct.TensorType(name="logits", dtype=np.float32)],
+        minimum_deployment_target=ct.target.iOS16,
+        skip_model_load=True,
+    ).save(str(path))
+    photos = [{"image": i[None]} for i in sample(open_data("photos", "all"), InputSpec(), 4)]
+    found = repair(path, headroom(path, photos), tmp_path / "new.mlpackage", photos)
+    assert [change.rewrite for change in found.changes] == ["scaled norm"] * 25  # two a block, and the last
+    assert not found.after.of(State.OVERFLOWS)
+    before, after = rounded(path, photos)[1], rounded(found.path, photos)[1]
+    assert before.error > 0.5, before.sentence
+    assert after.same_class == after.images, after.sentence
+    # 12 blocks of some 20 roundings, which add up at random: 16 of 2^-11
+    assert after.error < 16 * 2.0**-11, after.sentence

@@ -1,4 +1,4 @@
-"""From a module to a saved package: torch.export, coremltools, weight quantization, an operator coremltools lacks."""
+"""From a module to a saved package: torch.export, coremltools, weight quantization, operators coremltools lacks."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def _describe(model: Any, artifact: Artifact) -> None:
 
 
 def _register_missing_operators() -> None:
-    """Teach coremltools `alias`, which Swin exports: the same tensor under another name."""
+    """Teach coremltools `alias` (the same tensor under another name: Swin) and `addcmul` (x + v a b: ConvNeXt V2)."""
     from coremltools.converters.mil import Builder
-    from coremltools.converters.mil.frontend.torch.ops import _get_inputs
+    from coremltools.converters.mil.frontend.torch.ops import _get_inputs, _get_kwinputs
     from coremltools.converters.mil.frontend.torch.torch_op_registry import _TORCH_OPS_REGISTRY, register_torch_op
 
     if "alias" in _TORCH_OPS_REGISTRY:
@@ -79,6 +79,15 @@ def _register_missing_operators() -> None:
     def alias(context: Any, node: Any) -> None:
         (x,) = _get_inputs(context, node, expected=1)
         context.add(Builder.identity(x=x, name=node.name))
+
+    @register_torch_op
+    def addcmul(context: Any, node: Any) -> None:
+        x, a, b = _get_inputs(context, node, expected=3)
+        value = _get_kwinputs(context, node, "value", default=[None])[0]
+        product = Builder.mul(x=a, y=b)
+        if value is not None:
+            product = Builder.mul(x=product, y=value)
+        context.add(Builder.add(x=x, y=product, name=node.name))
 
 
 def layers(spec: Any) -> Quantized:

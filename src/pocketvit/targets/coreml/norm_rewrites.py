@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .findings import OpHeadroom
 from .graph import Graph, behind, terms
-from .headroom import TIGHT, OpHeadroom
+from .headroom import TIGHT
 from .rewrites import Change, Outcome, Reach, Refusal, halvings
 
 _SQUARES = ("square", "sum of squares", "variance", "variance plus epsilon", "sum of squares plus epsilon")

@@ -15,8 +15,9 @@ from torch import Tensor
 from ... import files
 from ...errors import BadInput, CheckFailed
 from ...types import Evidence, Progress, silent
+from .findings import ConstantHeadroom, Headroom, OpHeadroom, State
 from .graph import Graph
-from .headroom import ConstantHeadroom, Headroom, Inputs, OpHeadroom, State, headroom
+from .headroom import Inputs, headroom
 from .interpreter import Interpreter
 from .norm_rewrites import scaled_decomposed_norm, scaled_norm, scaled_reduction
 from .package import Package, read_package

@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from .arithmetic import HALF_MAX
+from .findings import OpHeadroom
 from .graph import LAYOUT, MAX_SPELT_OUT, Graph, behind
-from .headroom import HALF_MAX, TIGHT, OpHeadroom
+from .headroom import TIGHT
 
 MASK = -30000.0  # fp16 holds it twice over, and the exponential of it is 0 even in float32
 _ZERO_EXP = 110.0  # exp(-104) is the last that float32 does not round to 0
