@@ -34,7 +34,8 @@ mobilenetv3_small_050 mobilenetv4_conv_small_035 mobilenetv4_hybrid_medium mobil
 mvitv2_tiny nest_tiny nextvit_small pit_ti_224 poolformer_s12 poolformerv2_s12 pvt_v2_b0 regnety_002 repghostnet_050
 repvit_m0_9 resmlp_12_224 resnet10t rexnet_100 sequencer2d_s shvit_s1 starnet_s050 swiftformer_xs
 swin_tiny_patch4_window7_224 swinv2_tiny_window8_256 swinv2_cr_tiny_224 tiny_vit_5m_224 tinynet_e
-tnt_s_legacy_patch16_224 twins_svt_small visformer_tiny vit_relpos_small_patch16_224 vit_tiny_patch16_224 vitamin_small_224 volo_d1_224
+tnt_s_legacy_patch16_224 twins_svt_small visformer_tiny vit_relpos_small_patch16_224 vit_tiny_patch16_224
+vitamin_small_224 volo_d1_224
 xcit_nano_12_p16_224
 """.split()
 COLUMNS = ["model", "precision", "result", "sqnr_db", "same_class", "seconds", "detail"]

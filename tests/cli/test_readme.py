@@ -39,6 +39,26 @@ def test_the_commands_of_the_readme(cli, workplace: Path) -> None:
         cli(*words[1:])
 
 
+def test_the_commands_and_the_python_of_the_core_ml_walk_through(
+    cli, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/coreml.md: what stands in fences is run as it stands, in order; its other lines show output."""
+    import numpy as np
+
+    text = (Path(__file__).parents[2] / "docs" / "coreml.md").read_text()
+    commands = [line for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    assert [shlex.split(command)[1] for command in commands] == ["export", "verify", "eval", "audit", "audit", "audit"]
+    for command in commands:
+        cli(*shlex.split(command)[1:])
+    assert (workplace / "audit.html").stat().st_size > 5000
+    monkeypatch.chdir(workplace)
+    block = re.search(r"```python\n(.*?)```", text, re.S)
+    assert block
+    scope: dict[str, object] = {"image": np.full((1, 3, 32, 32), 0.5, np.float32)}
+    exec(block.group(1), scope)
+    assert np.isfinite(scope["logits"]).all()
+
+
 def test_the_python_example_of_the_readme(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
     block = re.search(r"```python\n(.*?)```", README, re.S)

@@ -13,8 +13,8 @@ from numpy.testing import assert_array_equal
 from pocketvit.errors import BadInput
 from pocketvit.targets.coreml import plan
 from pocketvit.targets.coreml.arithmetic import Arithmetic
-from pocketvit.targets.coreml.interpreter import Interpreter
 from pocketvit.targets.coreml.compiler import compile_program
+from pocketvit.targets.coreml.interpreter import Interpreter
 from pocketvit.targets.coreml.program import Block, Op
 from pocketvit.targets.coreml.values import TensorType, Value
 

@@ -22,7 +22,8 @@ IN_THE_PLAN = {
     "while_loop": "Runs a block as long as another says so, at most 100,000 times.",
 }
 UNKNOWN = {
-    "sequences and loops over lists": "gru lstm rnn list_gather list_length list_read list_scatter list_write make_list",
+    "sequences": "gru lstm rnn",
+    "lists of tensors": "list_gather list_length list_read list_scatter list_write make_list",
     "chance, which no check can repeat": "random_bernoulli random_categorical random_normal random_uniform",
     "shapes that depend on what the image shows": "non_zero non_maximum_suppression",
     "states, which classifiers do not keep": "read_state write_state coreml_update_state",
