@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pocketvit.artifacts import export
-from pocketvit.models import create
+from pocketvit.models import create, save
 from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets.coreml.seal import SEAL_KEY
 
@@ -28,7 +28,8 @@ def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Path:
             block.attn.proj.weight *= 100
             block.mlp.fc2.weight *= 100
     path = tmp_path_factory.mktemp("fp16") / "overflowing.mlpackage"
-    export(model, "coreml", path, "fp16")
+    save(model, path.parent / "loud")
+    export(create(str(path.parent / "loud")), "coreml", path, "fp16")
     return path
 
 
@@ -59,6 +60,8 @@ def test_audit_repair_and_use(overflowing, cli, tmp_path):
     old, new = read_artifact(overflowing), read_artifact(tmp_path / "new.mlpackage")
     assert new.to_json() == old.to_json()
     assert TARGETS.get("coreml").load(new, 1).spec == old.spec
+    proven = cli("verify", "new.mlpackage", "--against", overflowing.parent / "loud", "--json").json
+    assert "the converted file but for 3 rewrites" in proven["proof"]
     again = cli("audit", "new.mlpackage", "--for", "fp16", "--images", 4)
     assert "all within fp16" in again.out
 

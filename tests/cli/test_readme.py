@@ -28,11 +28,10 @@ def workplace(checkpoint: Path, tmp_path: Path) -> Path:
 
 
 def test_the_commands_of_the_readme(cli, workplace: Path) -> None:
-    section = README.split("## Use it on your own model")[1]
-    block = re.search(r"```\n(.*?)```", section, re.S)
-    assert block
-    commands = [line.partition(" # ")[0] for line in block.group(1).splitlines()]
-    assert len(commands) >= 6
+    sections = README.split("## Use it on your own model")[1]
+    blocks = [block for block in sections.split("```")[1::2] if block.startswith("\npocketvit")]
+    commands = [line.partition(" # ")[0] for block in blocks for line in block.strip().splitlines()]
+    assert len(commands) >= 11
     for command in commands:
         words = shlex.split(command)
         assert words[0] == "pocketvit"
@@ -46,16 +45,16 @@ def test_the_commands_and_the_python_of_the_core_ml_walk_through(
     import numpy as np
 
     text = (Path(__file__).parents[2] / "docs" / "coreml.md").read_text()
-    commands = [line for block in re.findall(r"^```\n(.*?)^```", text, re.S | re.M) for line in block.splitlines()]
+    fenced = text.split("```")[1::2]
+    commands = [line for block in fenced if block.startswith("\n") for line in block.strip().splitlines()]
     assert [shlex.split(command)[1] for command in commands] == ["export", "verify", "eval", "audit", "audit", "audit"]
     for command in commands:
         cli(*shlex.split(command)[1:])
     assert (workplace / "audit.html").stat().st_size > 5000
     monkeypatch.chdir(workplace)
-    block = re.search(r"```python\n(.*?)```", text, re.S)
-    assert block
+    (code,) = [block.removeprefix("python\n") for block in fenced if block.startswith("python")]
     scope: dict[str, object] = {"image": np.full((1, 3, 32, 32), 0.5, np.float32)}
-    exec(block.group(1), scope)
+    exec(code, scope)
     assert np.isfinite(scope["logits"]).all()
 
 
