@@ -69,6 +69,8 @@ def lively(model: Model, images: NDArray[np.float32]) -> Model:
         mean, std = (torch.tensor(part).view(1, -1, 1, 1) for part in (model.spec.mean, model.spec.std))
         with torch.no_grad():
             model.module((torch.from_numpy(images) - mean) / std)
+    for norm in batch_norms:  # a few images leave some channels almost still, and dividing by that magnifies rounding
+        norm.running_var.clamp_(min=0.25 * float(norm.running_var.mean()))
     model.module.eval()
     return model
 

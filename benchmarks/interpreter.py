@@ -54,7 +54,8 @@ def times(name: str, rounds: int) -> dict[str, list[float]]:
                 golden=Golden(images=(), sha256="", logits=()),
                 weights_sha256="",
             )
-            packages[precision] = convert(program, draft).path
+            convert(program, draft)
+            packages[precision] = draft.path
         for arithmetic in Arithmetic:
             precision = Precision.FP32 if arithmetic is Arithmetic.FP32 else Precision.FP16
             interpreter = Interpreter(packages[precision], arithmetic)

@@ -27,10 +27,10 @@ def operations(block: Any) -> Iterator[Any]:
             yield from operations(inner)
 
 
-def device(found: Any) -> str | None:
-    """A short name for a compute device of coremltools."""
+def device(found: Any) -> str:
+    """A short name for a compute device of coremltools; "other" for a class that is not known here."""
     known = {"MLNeuralEngineComputeDevice": "neural_engine", "MLGPUComputeDevice": "gpu", "MLCPUComputeDevice": "cpu"}
-    return known.get(type(found).__name__)
+    return known.get(type(found).__name__, "other")
 
 
 def describe(plan: Any, operation: Any) -> dict[str, Any]:

@@ -198,11 +198,10 @@ def _verify(
     golden = compare_logits(expected, runner(golden_images(artifact)), runner.evidence)
     failures += _shortfalls(artifact, agreement, golden)
     proof = None
-    if target.prove is not None:
-        try:
-            proof = target.prove(artifact, deployable(model), images, reference)
-        except CheckFailed as e:
-            failures.append(str(e))
+    try:
+        proof = target.show(artifact, deployable(model), images, reference)
+    except CheckFailed as e:
+        failures.append(str(e))
     return Verification(artifact=artifact, agreement=agreement, golden=golden, proof=proof, failures=tuple(failures))
 
 
@@ -250,6 +249,12 @@ def load(
             raise BadInput(f"{source} carries its own mean and std; leave them out.")
         target.require()
         return target.load(artifact, threads)
+    if Path(source).suffix == ".mlmodel" and Path(source).is_file():
+        raise BadInput(
+            f'{source} is a single file; convert it to an ML program (.mlpackage) with convert_to="mlprogram".'
+        )
+    if foreign is not None:
+        raise BadInput(f"{source} is a model with its own mean and std; leave them out.")
     return EagerRunner(create(str(source), pretrained=pretrained), threads)
 
 
@@ -286,13 +291,12 @@ def bench(
 def classify(runner: Runner, pictures: Sequence[Image], top: int = 5) -> list[list[tuple[str, float]]]:
     """The `top` classes of each picture (PIL, any size) with their probabilities, prepared as the model wants it."""
     prepare = preprocess(runner.spec)
-    logits = runner(np.stack([prepare(picture) for picture in pictures]).astype(np.float32) / np.float32(255))
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scores = runner(np.stack([prepare(picture) for picture in pictures]).astype(np.float32) / np.float32(255))
+    if not runner.probabilities:
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = powers / powers.sum(axis=1, keepdims=True)
     names = runner.spec.labels or tuple(f"class {i}" for i in range(runner.classes))
-    return [
-        [(names[i], float(row[i])) for i in np.argsort(-row)[:top]]
-        for row in powers / powers.sum(axis=1, keepdims=True)
-    ]
+    return [[(names[i], float(row[i])) for i in np.argsort(-row)[:top]] for row in scores]
 
 
 def profiles(runners: Sequence[Runner], data: str = DEFAULT_DATA, runs: int = 10) -> list[tuple[OpTime, ...] | None]:

@@ -325,7 +325,7 @@ def _scored(
         reached = accuracy(runner, test, directory.progress)
         (out / "accuracy.json").write_text(json.dumps(dataclasses.asdict(reached)))
 
-    stage = directory.stage(name, {**depends, "threads": runner.threads}, work)
+    stage = directory.stage(name, {**depends, "threads": runner.threads, "evidence": runner.evidence}, work)
     stages.append(stage)
     return _known(Accuracy, json.loads((stage.path / "accuracy.json").read_text()))
 

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -181,7 +181,8 @@ class OpTime:
 class Runner(ABC):
     """Something that maps images to logits: a file loaded by its runtime, or a model in eager PyTorch.
 
-    name: for tables. threads: CPU threads it was told to use. classes: length of the logits.
+    name: for tables. threads: CPU threads it was told to use. classes: length of the logits. probabilities: it gives
+    class probabilities in place of logits.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Runner(ABC):
     classes: int
     spec: InputSpec
     evidence: Evidence = Evidence.MEASURED
+    probabilities: bool = False
 
     @abstractmethod
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -197,6 +199,17 @@ class Runner(ABC):
     def profile(self, images: NDArray[np.float32], runs: int) -> tuple[OpTime, ...] | None:
         """Time per operation kind, most expensive first; None where the runtime does not offer it."""
         return None
+
+    def in_order_of(self, labels: Sequence[str]) -> Runner:
+        """This runner with its classes in the order of `labels` where it matches them by name, or itself."""
+        return self
+
+    def computing_in(self, arithmetic: str) -> Runner:
+        """This runner with another arithmetic (fp32, fp16-fp32acc, fp16); BadInput unless it is interpreted."""
+        raise BadInput(
+            f"{self.name} computes as its own runtime does; an arithmetic can be chosen only for a Core ML package "
+            "that is interpreted."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -80,3 +80,46 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert found["test_top1"] > 0.5, f"top-1 {found['test_top1']:.2f} after training; chance is 0.10"
     return out
+
+
+def _convert(
+    path: Path, *, image: bool = True, order: list[int] | None = None, labels: list[str] | None = None
+) -> None:
+    """A small network with softmax; order: of its classes, so that labels in that order mean the same."""
+    import coremltools as ct
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    head = nn.Linear(8 * 9, 10)
+    with torch.no_grad():
+        head.weight *= 20  # sure enough of itself that a second softmax would show
+        if order is not None:
+            head.weight.copy_(head.weight[order])
+            head.bias.copy_(head.bias[order])
+    net = nn.Sequential(nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), head, nn.Softmax(-1))
+    shape = (1, 3, 24, 24)
+    program = torch.export.export(net.eval(), (torch.zeros(shape),)).run_decompositions({})
+    given = ct.ImageType(name="x", shape=shape, scale=1 / 255) if image else ct.TensorType(name="x", shape=shape)
+    model = ct.convert(
+        program,
+        inputs=[given],
+        classifier_config=ct.ClassifierConfig(labels) if labels else None,
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS16,
+        skip_model_load=True,
+    )
+    model.save(str(path))
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Classifiers of digits: labels as in the data, in another order, and an array in and out without labels."""
+    from pocketvit.data import open_data
+
+    out, labels = tmp_path_factory.mktemp("foreign"), list(open_data("digits", "val").labels)
+    _convert(out / "same.mlpackage", labels=labels)
+    order = [3, 8, 0, 9, 1, 7, 5, 2, 6, 4]
+    _convert(out / "other.mlpackage", labels=[labels[i] for i in order], order=order)
+    _convert(out / "array.mlpackage", image=False)
+    return out

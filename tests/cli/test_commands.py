@@ -119,17 +119,24 @@ def test_a_package_that_is_interpreted_is_not_timed(cli, checkpoint: Path, expor
     assert "is interpreted on this machine" in " ".join(found.err.split())
 
 
-@pytest.mark.parametrize(("mean", "std"), [("0.5", "0.5"), ("a,b,c", "1,1,1"), ("0,0,0", None), ("0,0,0", "1,0,1")])
-def test_a_normalisation_is_three_numbers_each(cli, exported: Path, mean: str, std: str | None) -> None:
-    given = ["--mean", mean, *(["--std", std] if std else [])]
-    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", *given, code=2)
+@pytest.mark.parametrize(("mean", "std"), [("0.5", "0.5"), ("a,b,c", "1,1,1"), ("0,0,0", "1,0,1")])
+def test_a_normalisation_is_three_numbers_each(cli, exported: Path, mean: str, std: str) -> None:
+    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", "--mean", mean, "--std", std, code=2)
     assert "three numbers" in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize(("given", "missing"), [("--mean", "--std"), ("--std", "--mean")])
+def test_half_a_normalisation_names_the_other_half(cli, exported: Path, given: str, missing: str) -> None:
+    found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", given, "1,1,1", "--json", code=2)
+    assert found.json["error"] == f"{given} needs {missing}."
 
 
 def test_a_file_with_a_normalisation_of_its_own_takes_no_other(cli, exported: Path) -> None:
     given = ("--mean", "0,0,0", "--std", "1,1,1")
     found = cli("eval", exported / FILES["coreml:fp16"], "--data", "digits", *given, code=2)
     assert "carries its own mean and std" in " ".join(found.err.split())
+    found = cli("eval", "test_vit", "--data", "digits", *given, "--json", code=2)
+    assert found.json["error"] == "test_vit is a model with its own mean and std; leave them out."
 
 
 def test_bench_interleaves_and_profiles(cli, checkpoint: Path, exported: Path) -> None:
@@ -259,4 +266,7 @@ def test_classes_with_other_names_are_pointed_out(cli, checkpoint: Path, tmp_pat
         (tmp_path / "data" / f"class{target}").mkdir(parents=True, exist_ok=True)
         picture.save(tmp_path / "data" / f"class{target}" / f"{i}.png")
     found = cli("eval", checkpoint, "--data", "folder:data", "--split", "all")
-    assert "Classes are matched by position: '0' in the model is 'class0' in the data." in found.out
+    said = "classes matched by position ('0' in the model is 'class0' in the data)"
+    assert f"measured; {said}" in " ".join(found.out.split())
+    document = cli("eval", checkpoint, "--data", "folder:data", "--split", "all", "--json").json
+    assert (document["classes_matched_by"], document["note"]) == ("position", said)

@@ -73,7 +73,8 @@ def test_files_cut_off_anywhere_are_refused_by_name(name, kept, exported, tmp_pa
         directory.mkdir()
         artifact = _copy(source, directory)
         file = _content(artifact)[i]
-        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * kept)])
+        size = file.stat().st_size  # more than the last byte, which may be a line's end that means nothing
+        file.write_bytes(file.read_bytes()[: min(int(size * kept), size - 2)])
         with pytest.raises(BadInput) as refused:
             _open(artifact)
         assert str(directory) in str(refused.value)
@@ -101,14 +102,14 @@ def test_files_of_other_tools_are_recognised(vit, images, tmp_path):
 
     path = tmp_path / "other.pt2"
     torch.export.save(torch.export.export(nn.Flatten(), (torch.zeros(1, 3),)), path)
-    with pytest.raises(BadInput, match="only files exported by pocketvit"):
+    with pytest.raises(BadInput, match="carries no 'pocketvit' metadata"):
         read_artifact(path)
 
     import onnx
 
     graph = onnx.helper.make_graph([], "empty", [], [])
     onnx.save(onnx.helper.make_model(graph), str(tmp_path / "other.onnx"))
-    with pytest.raises(BadInput, match="only files exported by pocketvit"):
+    with pytest.raises(BadInput, match="carries no 'pocketvit' metadata"):
         read_artifact(tmp_path / "other.onnx")
 
 

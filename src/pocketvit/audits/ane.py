@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,9 +18,19 @@ from ..measure.ane.sweep import Refused, Sweep, SweepPoint, find_cliffs, sweep_p
 from ..measure.ane.torch_graph import torch_records
 from ..models import Model, create, deployable
 from ..types import Progress, silent
-from .package import is_package, package_records
+from .package import default_shapes, is_package, package_records
 
 _MOST_PIXELS = 2048  # of a side in a sweep
+# what models raise of a size they do not take, and torch.export (all of its own are RuntimeErrors) of code
+_REFUSALS = (RuntimeError, AssertionError, ValueError)
+
+
+class Unexportable(CheckFailed):
+    """A model that cannot be exported at a size. reason: the model's or the exporter's own words."""
+
+    def __init__(self, model: Model, reason: str) -> None:
+        super().__init__(f"{model.display_name} cannot be exported at {model.spec.size[1]} px: {reason}")
+        self.reason = reason
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,9 +68,11 @@ def audit_ane(
         from ..targets.coreml.package import read_package
         from ..targets.coreml.program import read_program
 
-        ops = package_records(read_program(read_package(Path(source))))
+        package, name = read_package(Path(source)), Path(source).name
+        program = read_program(package)
+        ops = package_records(program, default_shapes(package, program))
         scored = score(ops, planned) if plan is not None else None
-        return AneAudit(name=Path(source).name, is_file=True, audit=audit(ops, source), score=scored)
+        return AneAudit(name=name, is_file=True, audit=audit(ops, name), score=scored)
     model = create(source, pretrained=pretrained)
     ops = _exported(model)
     found = audit(ops, model.display_name)
@@ -80,42 +93,67 @@ def _exported(model: Model) -> tuple[OpRecord, ...]:
 
     try:
         program = capture(deployable(model), model.spec)
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError, KeyError) as e:
-        raise CheckFailed(f"{model.display_name} cannot be exported at {model.spec.size[1]} px: {_reason(e)}") from e
+    except _REFUSALS as e:
+        raise Unexportable(model, _reason(e)) from e
     return torch_records(program)
 
 
 def _sweep(source: str, model: Model, ops: tuple[OpRecord, ...], sizes: Sequence[int], progress: Progress) -> Sweep:
     points: list[SweepPoint] = []
     refused: list[Refused] = []
+    own = _windows(model.module)
     for done, size in enumerate(sorted(sizes)):
         progress("sweep", done, len(sizes))
         if model.spec.size[1:] == (size, size):
-            points.append(sweep_point(size, ops))
+            points.append(sweep_point(size, ops, _named(own)))
             continue
         try:
-            points.append(sweep_point(size, _resized(source, model, size)))
-        except CheckFailed as e:
-            refused.append(Refused(size=size, reason=str(e).partition(" px: ")[2]))
-    return Sweep(points=tuple(points), refused=tuple(refused), cliffs=find_cliffs(points))
+            points.append(_point(source, model, size, own))
+        except Unexportable as e:
+            refused.append(Refused(size=size, reason=e.reason))
+    return Sweep(points=tuple(points), refused=tuple(refused), cliffs=find_cliffs(points), windows=_named(own))
 
 
-def _resized(source: str, model: Model, size: int) -> tuple[OpRecord, ...]:
-    """The operations at another size: set as timm sets it, else built for it, else asked of the model as it is.
+def _point(source: str, model: Model, size: int, own: tuple[int, ...]) -> SweepPoint:
+    """The traffic at another size, in the model's own windows where it takes the size with them.
 
-    Raises CheckFailed when the model does not take that size.
+    timm would scale the windows with the image, and so compare different models.
     """
-    spec = replace(model.spec, size=(model.spec.size[0], size, size))
+    resized = replace(model, spec=replace(model.spec, size=(model.spec.size[0], size, size)))
+    setter = getattr(model.module, "set_input_size", None)
+    if setter is not None and own and "window_size" in inspect.signature(setter).parameters:
+        with suppress(Unexportable):  # MaxViT's maps must be whole windows: its windows have to change
+            return _counted(_set(resized, window_size=own))
+    if setter is not None:
+        return _counted(_set(resized))
+    with suppress(BadInput):  # many have no such argument and take any size as they are
+        # shapes do not depend on the weights
+        resized = replace(resized, module=create(source, img_size=size).module)
+    return _counted(resized)
+
+
+def _set(model: Model, **how: Any) -> Model:
+    """A copy whose module is set to the spec's size as timm sets it; Unexportable when it refuses."""
     module: Any = copy.deepcopy(model.module)
-    if hasattr(module, "set_input_size"):
-        try:
-            module.set_input_size(img_size=(size, size))
-        except (AssertionError, ValueError, RuntimeError) as e:
-            raise CheckFailed(f"{model.display_name} refuses {size} px: {_reason(e)}") from e
-    else:
-        with suppress(BadInput):  # many have no such argument and take any size as they are
-            module = create(source, img_size=size).module  # shapes do not depend on the weights
-    return _exported(replace(model, module=module, spec=spec))
+    try:
+        module.set_input_size(img_size=model.spec.size[1:], **how)
+    except _REFUSALS as e:
+        raise Unexportable(model, _reason(e)) from e
+    return replace(model, module=module)
+
+
+def _counted(model: Model) -> SweepPoint:
+    return sweep_point(model.spec.size[1], _exported(model), _named(_windows(model.module)))
+
+
+def _windows(module: Any) -> tuple[int, ...]:
+    """Height and width of the largest windows of attention; empty where there are none."""
+    sides = (getattr(part, name, None) for part in module.modules() for name in ("window_size", "partition_size"))
+    return max((side for side in sides if isinstance(side, tuple) and len(side) == 2), default=())
+
+
+def _named(window: tuple[int, ...]) -> str:
+    return "x".join(map(str, window))
 
 
 def _reason(error: Exception) -> str:

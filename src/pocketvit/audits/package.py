@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..errors import BadInput
 from ..measure.ane.graph import OpRecord, Tensor
 
 if TYPE_CHECKING:
+    from ..targets.coreml.package import Package
     from ..targets.coreml.program import Op, Output, Program
     from ..targets.coreml.values import Value
 
@@ -25,26 +27,63 @@ _WEIGHT_NAME = re.compile(r"^(?:[pbc]_)?(?:module_)?(?P<path>.+?)_(?P<role>weigh
 
 
 def is_package(source: str) -> bool:
-    """True for a Core ML file, False for a model; BadInput for an exported file of another format."""
+    """True for the name of a Core ML file, whether it can be read or not; False for what may name a model.
+
+    Raises BadInput for an exported file of another format, and for a folder of packages instead of one.
+    """
     path = Path(source.rstrip("/"))
     if path.suffix in (PACKAGE, ".mlmodel", ".mlmodelc"):
         return True
+    if path.is_dir() and not (path / "config.json").exists() and (inside := sorted(path.glob(f"*{PACKAGE}"))):
+        raise BadInput(f"{source} is a folder of packages; name one, such as {inside[0]}.")
     if is_artifact(source):
         raise BadInput(f"{source} is no Core ML package; the Neural Engine runs nothing but those. Audit its model.")
     return False
 
 
-def package_records(program: Program) -> tuple[OpRecord, ...]:
-    """The operations of an ML program, constants left out; module paths as far as the names of weights tell them."""
-    reader = _ProgramReader(program)
+def package_records(
+    program: Program, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> tuple[OpRecord, ...]:
+    """The operations of an ML program, constants left out; module paths as far as the names of weights tell them.
+
+    shapes: of values that the program leaves open, as default_shapes finds them.
+    """
+    reader = _ProgramReader(program, shapes)
     return tuple(record for op in program.block.walk() if (record := reader.record(op)) is not None)
+
+
+def default_shapes(package: Package, program: Program) -> dict[str, tuple[int, ...]]:
+    """The shapes, for the default input, of values that the program leaves open; found by running it on zeros.
+
+    Empty where nothing is open, and where the interpreter does not know an operation: what is open then stays so, and
+    the audit says how many operations it leaves out of its bytes.
+    """
+    ends = (*program.inputs, *(put for op in program.block.walk() for put in op.outputs))
+    if not any(put.type and None in put.type.shape for put in ends):
+        return {}
+    from ..targets.coreml.interpreter import Interpreter
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def observe(op: Op, arguments: Mapping[str, Any], results: tuple[Any, ...]) -> None:
+        for put, result in zip(op.outputs, results, strict=True):
+            if hasattr(result, "shape"):
+                shapes[put.name] = tuple(result.shape)
+
+    try:
+        interpreter = Interpreter(package)
+        interpreter.run({given.name: np.zeros(given.shape) for given in interpreter.inputs}, observe)
+    except BadInput:
+        return {}
+    return shapes | {given.name: given.shape for given in interpreter.inputs}
 
 
 class _ProgramReader:
     """Walks the operations in order, keeping constants apart from activations."""
 
-    def __init__(self, program: Program) -> None:
-        self.activations = {put.name: _tensor(put) for put in program.inputs}
+    def __init__(self, program: Program, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.shapes = shapes
+        self.activations = {put.name: self._tensor(put) for put in program.inputs}
         self.constants: dict[str, Value | None] = {}
         self.bytes: dict[str, int] = {}  # of constants that no operation has read yet
         self.modules: dict[str, str] = {}  # of activations: the module that touched them last
@@ -61,9 +100,9 @@ class _ProgramReader:
             self.constants |= {output.name: op.attributes.get("val") for output in op.outputs}
             return None
         inputs = tuple(self.activations[name] for name in names if name in self.activations)
-        outputs = tuple(map(_tensor, op.outputs))
+        outputs = tuple(map(self._tensor, op.outputs))
         self.activations |= {tensor.name: tensor for tensor in outputs}
-        self.activations |= {put.name: _tensor(put) for block in op.blocks for put in block.inputs}
+        self.activations |= {put.name: self._tensor(put) for block in op.blocks for put in block.inputs}
         module, located = self._place(op, names)
         if located != "op":
             self.modules |= {tensor.name: module for tensor in outputs}
@@ -77,7 +116,17 @@ class _ProgramReader:
             weight_bytes=new_bytes,
             axes=self._axes(op, inputs),
             dilated=any(gap > 1 for gap in self._numbers(op, "dilations")),
+            rolled=op.kind == "gather" and _is_rolled(self._numbers(op, "indices")),
         )
+
+    def _tensor(self, put: Output) -> Tensor:
+        if put.type is None:
+            return Tensor(put.name, (), "other")
+        declared, found = put.type.shape, self.shapes.get(put.name, ())
+        fits = len(found) == len(declared) and all(a in (None, b) for a, b in zip(declared, found, strict=True))
+        if None in declared and fits:
+            return Tensor(put.name, found, put.type.dtype.value, flexible=True)
+        return Tensor(put.name, declared, put.type.dtype.value)
 
     def _place(self, op: Op, names: Sequence[str]) -> tuple[str, str]:
         # a constant that several operations read was one that converters found equal: its name is any one's
@@ -106,8 +155,10 @@ def _names(op: Op) -> list[str]:
     return [name for group in op.inputs.values() for name in group if isinstance(name, str)]
 
 
-def _tensor(put: Output) -> Tensor:
-    return Tensor(put.name, put.type.shape, put.type.dtype.value) if put.type else Tensor(put.name, (), "other")
+def _is_rolled(indices: tuple[int, ...]) -> bool:
+    """True for 0, 1, 2... started elsewhere than at 0: what a roll of an axis becomes."""
+    count = len(indices)
+    return count > 1 and indices[0] != 0 and all(i == (indices[0] + at) % count for at, i in enumerate(indices))
 
 
 def _stored(value: Value) -> int:

@@ -9,9 +9,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import BadInput
+from ..types import plain
 from . import app
 from .options import AsJson, Pretrained, Strict
 from .session import Session, session
+
+_DERIVED = ("padding_ratio", "wasted_share", "small_padding_bytes")  # what an audit works out from its counts
 
 
 class Subject(StrEnum):
@@ -89,7 +92,7 @@ def audit(
             "name": found.name,
             "for": subject,
             "is_file": found.is_file,
-            "audit": found.audit,
+            "audit": plain(found.audit) | {name: getattr(found.audit, name) for name in _DERIVED},
             "groups": found.audit.groups,
             "sweep": found.sweep,
             "score": found.score,
@@ -116,7 +119,8 @@ def _refuse_options(subject: Subject, given: dict[str, Any]) -> None:
     """Raise BadInput for an option that the audit asked for does not have."""
     for option, value in given.items():
         if value:
-            raise BadInput(f"{option} is no option of an audit for {subject}.")
+            other = next(one for one in Subject if one is not subject)
+            raise BadInput(f"{option} is no option of an audit for {subject}; it belongs to --for {other}.")
 
 
 def _audit_fp16(

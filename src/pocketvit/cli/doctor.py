@@ -35,9 +35,7 @@ def doctor(as_json: AsJson = False) -> None:
         for problem in problems:
             lines += [f"[red]problem[/red] {escape(problem['problem'])}", f"  fix: {escape(problem['fix'])}"]
         if not problems:
-            state = (
-                "usable" if tried else f"found; importing torch takes more than {_PROBE_S:g} s, so it was not tried"
-            )
+            state = "usable" if tried else f"found (not imported: that takes more than {_PROBE_S:g} s here)"
             lines.append("core: " + ", ".join(f"{name} {metadata.version(name)}" for name in _CORE[:3]) + f", {state}")
         for entry in targets:
             state = f"[green]{entry['state']}[/green]" if entry["usable"] else f"[yellow]{entry['state']}[/yellow]"

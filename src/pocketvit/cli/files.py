@@ -8,9 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import BadInput, PocketvitError
-from ..types import Evidence, InputSpec
+from ..types import Evidence, Runner
 from . import app
-from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Strict, Threads
+from .options import (
+    ANY_HELP,
+    MODEL_HELP,
+    Arithmetic,
+    AsJson,
+    Data,
+    Mean,
+    Pretrained,
+    Std,
+    Strict,
+    Threads,
+    foreign_spec,
+)
 from .session import session
 
 if TYPE_CHECKING:
@@ -106,9 +118,17 @@ def verify(
         from ..artifacts import proof_images
         from ..artifacts import verify as run_verify
         from ..models import create
-        from ..targets import read_artifact
+        from ..targets import NotOurs, read_artifact, target_of
 
-        read_artifact(artifact)  # a file that cannot be read is refused before the model is built
+        try:
+            read_artifact(artifact)  # a file that cannot be read is refused before the model is built
+        except NotOurs as e:
+            if target_of(artifact).foreign is None:
+                raise
+            raise BadInput(
+                f"{artifact} was not made by pocketvit, so there is nothing to hold it against; `pocketvit eval` "
+                "scores it."
+            ) from e
         model = create(against, pretrained=pretrained)
         images = proof_images(model.spec, data, strict=strict, progress=out.progress)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
@@ -146,8 +166,9 @@ def evaluate(
     source: Annotated[str, typer.Argument(metavar="MODEL|ARTIFACT", help=ANY_HELP)],
     data: Data,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "test",
-    mean: Annotated[str | None, typer.Option(help="r,g,b, for a Core ML package of others.")] = None,
-    std: Annotated[str | None, typer.Option(help="r,g,b, as --mean.")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    arithmetic: Arithmetic = None,
     strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
@@ -156,6 +177,8 @@ def evaluate(
     """Measure the accuracy of a model or of an exported file itself, on every image.
 
     Example: pocketvit eval exported/my_vit_w8a8.xml --data folder:photos
+
+    Example: pocketvit eval somebodys.mlpackage --data folder:photos --arithmetic fp16
     """
     with session("eval", as_json) as out:
         from rich.markup import escape
@@ -164,29 +187,29 @@ def evaluate(
         from ..data import open_data
         from ..measure.accuracy import accuracy
 
-        foreign = _foreign_spec(mean, std)
-        runner = load(source, threads, pretrained=pretrained, foreign=foreign)
+        foreign = foreign_spec(mean, std)
+        loaded = load(source, threads, pretrained=pretrained, foreign=foreign)
+        if arithmetic is not None:
+            loaded = loaded.computing_in(arithmetic)
         dataset = open_data(data, split, strict=strict, progress=out.progress)
+        runner = loaded.in_order_of(dataset.labels)
         found = accuracy(runner, dataset, out.progress)
         skipped = f", {found.skipped} unreadable ones skipped" if found.skipped else ""
-        pairs = zip(runner.spec.labels, dataset.labels, strict=False)
-        differ = next(((ours, theirs) for ours, theirs in pairs if ours != theirs), None)
-        note = (
-            f"Classes are matched by position: {differ[0]!r} in the model is {differ[1]!r} in the data."
-            if differ
-            else ""
-        )
+        by_name = runner.spec.labels == tuple(dataset.labels)
+        matched = _matched(loaded, runner, dataset.labels)
         out.finish(
             {
                 "name": runner.name,
                 "data": data,
                 "split": split,
                 "accuracy": found,
-                "class_names_match": differ is None,
+                "class_names_match": by_name,
+                "classes_matched_by": "name" if by_name else "position",
+                "note": matched or None,
             },
-            *([escape(note)] if note else []),
             f"[bold]{escape(runner.name)}[/bold]: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} on {found.images} "
-            f"images of {escape(data)} ({split}{skipped}), {found.evidence}",
+            f"images of {escape(data)} ({split}{skipped}), {found.evidence}"
+            + (f"; {escape(matched)}" if matched else ""),
         )
 
 
@@ -246,17 +269,17 @@ def bench(
         out.finish(document, *lines)
 
 
-def _foreign_spec(mean: str | None, std: str | None) -> InputSpec | None:
-    """The normalisation given on the command line; BadInput unless both are three numbers, or neither is there."""
-    if mean is None and std is None:
-        return None
-    try:
-        means, stds = (tuple(float(part) for part in (text or "").split(",")) for text in (mean, std))
-    except ValueError as e:
-        raise BadInput("--mean and --std each take three numbers, as 0.485,0.456,0.406.") from e
-    if len(means) != 3 or len(stds) != 3 or not all(value > 0 for value in stds):
-        raise BadInput("--mean and --std each take three numbers, as 0.485,0.456,0.406, and --std positive ones.")
-    return InputSpec(mean=means, std=stds)
+def _matched(loaded: Runner, ordered: Runner, labels: tuple[str, ...]) -> str:
+    """How the classes of a model and of the data were matched, in words; nothing where they are simply the same."""
+    if ordered is not loaded:
+        return "classes matched by name"
+    if not loaded.spec.labels:
+        return "classes matched by position (the model has no names for them)"
+    pairs = zip(loaded.spec.labels, labels, strict=False)
+    differ = next(((ours, theirs) for ours, theirs in pairs if ours != theirs), None)
+    if differ is None:
+        return ""
+    return f"classes matched by position ({differ[0]!r} in the model is {differ[1]!r} in the data)"
 
 
 def _outcome(found: Verification) -> str:

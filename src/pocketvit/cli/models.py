@@ -9,7 +9,7 @@ import typer
 
 from ..errors import BadInput
 from . import app
-from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Pretrained, Threads
+from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Mean, Pretrained, Std, Threads, foreign_spec
 from .session import session
 
 _SHOWN = 12
@@ -83,6 +83,8 @@ def classify(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
     model: Annotated[str, typer.Option("--model", "-m", metavar="M", help=ANY_HELP)],
     top: Annotated[int, typer.Option(min=1, help="How many classes to print for each image.")] = 5,
+    mean: Mean = None,
+    std: Std = None,
     pretrained: Pretrained = False,
     threads: Threads = 2,
     as_json: AsJson = False,
@@ -103,7 +105,7 @@ def classify(
         missing = [str(path) for path in images if not path.is_file()]
         if missing:
             raise BadInput(f"There is no image {missing[0]}.")
-        runner = load(model, threads, pretrained=pretrained)
+        runner = load(model, threads, pretrained=pretrained, foreign=foreign_spec(mean, std))
         # one picture at a time: hundreds of photographs do not fit in memory at once
         answers = [run_classify(runner, [load_image(path)], top)[0] for path in images]
         document: list[dict[str, Any]] = []

@@ -101,7 +101,10 @@ class Session:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=self._notes, transient=True)
+        # what libraries print goes to the log; rich would otherwise take it over and draw it above the bars
+        self._bars = Progress(
+            *columns, console=self._notes, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self._bars.start()
 
     def _stop_bars(self) -> None:

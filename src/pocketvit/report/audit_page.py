@@ -14,13 +14,14 @@ from ..measure.ane.matches import Severity
 from ..measure.ane.rules import RULES
 from ..measure.ane.sweep import Sweep, SweepPoint
 from ..types import Evidence
-from .audit_table import LOCATED, score_lines, sweep_lines, waste
+from .audit_table import LOCATED, off_engine_text, rest, score_lines, sweep_lines, waste
 from .cells import percent, plain, size_text
 
 # nothing may be loaded or run: the page is text, styles and drawn lines
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _WIDTH, _HEIGHT, _LEFT, _BASE = 720, 260, 64, 36  # of the sweep's plot, in its own units
 _STYLE = """
+h1 { overflow-wrap: anywhere; }
 .totals { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 12rem), 1fr)); gap: 1rem 1.5rem;
   margin: 1.5rem 0 0; }
 .totals dt { color: var(--soft); font-size: 0.8rem; }
@@ -41,6 +42,16 @@ svg.sweep circle { fill: var(--accent); }
 svg.sweep circle.cliff { fill: var(--bad); }
 .sources dd { margin: 0 0 0.9rem; color: var(--soft); font-size: 0.9rem; overflow-wrap: anywhere; }
 .sources dt { font-weight: 600; font-size: 0.9rem; }
+@media (max-width: 600px) {
+  #findings thead { display: none; }
+  #findings, #findings tbody { display: block; }
+  #findings tr { display: block; padding: 0.6rem 0.7rem; border-top: 1px solid var(--line); }
+  #findings tr:first-child { border-top: 0; }
+  #findings td { display: block; border: 0; padding: 0.1rem 0; min-width: 0; text-align: left; white-space: normal;
+    overflow-wrap: anywhere; }
+  #findings td:first-child { font-weight: 600; }
+  #findings td[data-name]::before { content: attr(data-name) ": "; color: var(--soft); font-size: 0.8rem; }
+}
 """
 
 
@@ -49,7 +60,7 @@ def write_audit_page(
 ) -> None:
     """Write the page to `path`, whole or not at all."""
     style = importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8") + _STYLE
-    body = "\n".join([_header(audit, title), _findings(audit.groups), _sweep(sweep), _score(score), _sources(audit)])
+    body = "\n".join([_header(audit, title), _findings(audit), _sweep(sweep), _score(score), _sources(audit)])
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -76,19 +87,18 @@ def _text(words: object) -> str:
 
 
 def _header(audit: Audit, title: str) -> str:
-    share = audit.wasted_bytes / audit.padded_bytes if audit.padded_bytes else 0.0
     facts = [
         ("padded traffic", size_text(audit.padded_bytes), f"{audit.padding_ratio:.2f}x the logical"),
         ("logical traffic", size_text(audit.logical_bytes), "activations read and written"),
-        ("wasted", size_text(audit.wasted_bytes), f"{percent(share)} carry no computation"),
+        ("wasted", size_text(audit.wasted_bytes), f"{percent(audit.wasted_share)} carry no computation"),
         ("layout copies", str(audit.layout_copies), f"{size_text(audit.layout_copy_bytes)} moved"),
         ("transposes", str(audit.transposes), "among the layout copies"),
-        ("operations", str(audit.ops), f"{audit.off_engine} off the Neural Engine"),
+        ("operations", str(audit.ops), off_engine_text(audit)),
         ("highest rank", str(audit.highest_rank), "5 is the most Core ML takes"),
         ("weights", size_text(audit.weight_bytes), f"largest activation {size_text(audit.largest_bytes)}"),
     ]
     cells = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{more}</small>{_evidence(audit.evidence)}</dd></div>"
+        f"<div><dt>{name}</dt><dd>{value}<small>{_text(more)}</small>{_evidence(audit.evidence)}</dd></div>"
         for name, value, more in facts
     )
     about = (
@@ -103,18 +113,21 @@ def _evidence(evidence: Evidence) -> str:
     return f'<small class="evidence {evidence}">{evidence}</small>'
 
 
-def _findings(groups: Sequence[Group]) -> str:
+def _findings(audit: Audit) -> str:
+    groups = audit.groups
     if not groups:
         return "<section><h2>Findings</h2><p class=notes>No rule applies.</p></section>"
     most = max(group.wasted_bytes for group in groups) or 1
     rows = "\n".join(_finding(group, most) for group in groups)
+    left = "".join(f"<p class=notes>{_text(line)}</p>" for line in rest(audit))
     return (
         "<section><h2>Findings, most wasteful first</h2><p class=notes>Places alike stand in one line, with * for "
-        "their numbers and the worst of them below. Waste is charged to one line only, so the lines add up.</p>"
+        "their numbers and the worst of them below; in a file, after is the module of the last weight before. Waste "
+        "is charged to one line only, and what no line names stands last, so that they add up to the waste above.</p>"
         '<div class=scroll tabindex=0 role=region aria-label="Findings"><table id=findings><thead><tr>'
         "<th scope=col class=number>wasted</th><th scope=col>rule</th><th scope=col class=number>places</th>"
         "<th scope=col>where</th><th scope=col>what</th><th scope=col>fix</th></tr></thead>"
-        f"<tbody>\n{rows}\n</tbody></table></div></section>"
+        f"<tbody>\n{rows}\n</tbody></table></div>{left}</section>"
     )
 
 
@@ -122,19 +135,23 @@ def _finding(group: Group, most: int) -> str:
     worst = group.worst
     place = worst.source or LOCATED.get(worst.located, "")
     bar = f'<span class=bar style="width:{100 * group.wasted_bytes / most:.1f}%"></span>' if group.wasted_bytes else ""
-    kind = "" if group.severity is Severity.WASTE else f' <span class="kind {group.severity}">{group.severity}</span>'
+    severity = f'<span class="kind {group.severity}">{group.severity}</span>'
+    # the first column names the severity of what wastes nothing; one that wastes all the same says it by its rule
+    first = waste(group) if waste(group) != group.severity else severity
+    kind = f" {severity}" if first != severity and group.severity is not Severity.WASTE else ""
     return (
-        f"<tr><td class=number>{waste(group)}{bar}</td><td>{_text(group.rule)}{kind}</td>"
-        f"<td class=number>{group.count}</td><td class=wide>{_text(group.where)}<small>{_text(place)}</small></td>"
-        f"<td class=wide>{_text(worst.what)}<small>{_text(worst.op)} {_text(worst.shapes)}</small></td>"
-        f"<td>{_text(group.rewrite.value)}</td></tr>"
+        f"<tr><td class=number>{first}{bar}</td><td data-name=rule>{_text(group.rule)}{kind}</td>"
+        f"<td class=number data-name=places>{group.count}</td>"
+        f"<td class=wide data-name=where>{_text(group.where)}<small>{_text(place)}</small></td>"
+        f"<td class=wide data-name=what>{_text(worst.what)}<small>{_text(worst.op)} {_text(worst.shapes)}</small></td>"
+        f"<td data-name=fix>{_text(group.rewrite.value)}</td></tr>"
     )
 
 
 def _sweep(sweep: Sweep | None) -> str:
     if sweep is None:
         return ""
-    said = "".join(f"<li>{_text(line)}</li>" for line in sweep_lines(sweep)[bool(sweep.points) :])
+    said = "".join(f"<li>{_text(line)}</li>" for line in sweep_lines(sweep))
     rows = "".join(
         f"<tr><th scope=row>{p.size}</th><td class=number>{p.bytes_per_pixel:,.0f}</td>"
         f"<td class=number>{size_text(p.padded_bytes)}</td><td class=number>{p.padding_ratio:.2f}x</td>"

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..measure.ane.audit import Audit, Group
 from ..measure.ane.compute_plan import Score
-from ..measure.ane.matches import Severity
+from ..measure.ane.matches import LEAST_WASTE, Severity
 from ..measure.ane.sweep import Sweep
 from .cells import percent, plain, size_text
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.measure import Measurement
     from rich.table import Table
 
 SHOWN = 7  # groups of findings, and disagreements, unless all are asked for
@@ -28,9 +31,13 @@ def audit_lines(
     lines: list[RenderableType] = [*map(escape, totals(audit))]
     if groups:
         lines.append(_findings(groups))
+        lines.append(_reading(groups))
     if len(audit.groups) > len(groups):
         lines.append(f"... and {len(audit.groups) - len(groups)} more; --all lists them, --html and --json have each.")
+    lines += rest(audit)
     if sweep is not None:
+        if sweep.points:
+            lines += [f"Padded traffic at other sizes, {sweep.evidence}:", _sizes(sweep)]
         lines += map(escape, sweep_lines(sweep))
     if score is not None:
         lines += map(escape, score_lines(score, every))
@@ -38,37 +45,106 @@ def audit_lines(
 
 
 def totals(audit: Audit) -> tuple[str, ...]:
-    """What the whole model moves, in three sentences."""
-    share = audit.wasted_bytes / audit.padded_bytes if audit.padded_bytes else 0.0
+    """What the whole model moves, in three sentences; a fourth where sizes are not known."""
+    left_out = f"sizes unknown: {audit.left_out} operations left out of the bytes"
     return (
         f"{audit.ops} operations, rank {audit.highest_rank} at most, {size_text(audit.weight_bytes)} of weights; "
-        f"{audit.off_engine} {audit.evidence} off the Neural Engine",
+        + off_engine_text(audit),
         f"moves {size_text(audit.padded_bytes)} padded, {size_text(audit.logical_bytes)} without padding "
-        f"({audit.padding_ratio:.2f}x); {size_text(audit.wasted_bytes)} ({percent(share)}) carry no computation",
+        f"({audit.padding_ratio:.2f}x); {size_text(audit.wasted_bytes)} ({percent(audit.wasted_share)}) carry no "
+        "computation",
         f"{audit.layout_copies} layout copies move {size_text(audit.layout_copy_bytes)}, {audit.transposes} of them "
-        f"transposes; largest activation {size_text(audit.largest_bytes)}. All {audit.evidence}, none is a time.",
+        f"transposes; largest activation {size_text(audit.largest_bytes)} (all {audit.evidence})",
+        *([left_out] if audit.left_out else []),
     )
+
+
+def off_engine_text(audit: Audit) -> str:
+    """How many operations are predicted to run elsewhere, and how many for which reason."""
+    reasons = ", ".join(f"{plain(reason)} {count}" for reason, count in audit.off_engine_reasons.items())
+    return f"{audit.off_engine} {audit.evidence} off the Neural Engine{f' ({reasons})' if reasons else ''}"
+
+
+def rest(audit: Audit) -> list[str]:
+    """What the findings leave to the total, in a sentence; none where they leave nothing."""
+    left = audit.small_padding_bytes
+    return (
+        [f"{size_text(left)} padding in operations that waste less than {LEAST_WASTE:.0%}, no finding"] if left else []
+    )
+
+
+def _reading(groups: tuple[Group, ...]) -> str:
+    """How to read the places."""
+    after = "; after: the module is that of the last weight before it" if any(_is_after(g) for g in groups) else ""
+    return f"[dim]where: the module, * for any number, and its worst line or operation{after}[/dim]"
+
+
+def _is_after(group: Group) -> bool:
+    return group.worst.located == "after"
 
 
 def _findings(groups: tuple[Group, ...]) -> Table:
     from rich import box
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("wasted", justify="right", no_wrap=True)
     table.add_column("rule", no_wrap=True)
-    table.add_column("x", justify="right", no_wrap=True)
+    table.add_column("places", justify="right", no_wrap=True)
     table.add_column("where", overflow="fold", ratio=1)
-    table.add_column("fix", max_width=34)
+    table.add_column("fix", max_width=29)
     for group in groups:
         line = f" {group.worst.source}" if group.worst.source else LOCATED.get(group.worst.located, "")
         table.add_row(
             waste(group),
             group.rule,
             str(group.count),
-            Text(plain(f"{group.where}{line}")),
+            _Place(plain(f"{group.where}{line}")),
             group.rewrite.value,
+        )
+    return table
+
+
+class _Place:
+    """A path and what follows it, broken between the two, else after a dot or an underscore, last within a word."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+        from rich.text import Text
+
+        lines = [""]
+        for word in self.text.split():
+            for part in [word] if len(word) <= options.max_width else re.split(r"(?<=[._])", word):
+                gap = " " if lines[-1] and part is word else ""
+                if lines[-1] and len(lines[-1] + gap + part) > options.max_width:
+                    lines.append("")
+                    gap = ""
+                lines[-1] += gap + part
+        yield from (Text(line, overflow="fold") for line in lines)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        from rich.measure import Measurement
+
+        longest = max(map(len, re.split(r"(?<=[._ ])", self.text)))
+        return Measurement(min(longest, options.max_width), min(len(self.text), options.max_width))
+
+
+def _sizes(sweep: Sweep) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, show_edge=False)
+    for name in ("side, px", "bytes/pixel", "padded", "padding", "wasted"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in sweep.points:
+        table.add_row(
+            str(point.size),
+            f"{point.bytes_per_pixel:,.0f}",
+            size_text(point.padded_bytes),
+            f"{point.padding_ratio:.2f}x",
+            size_text(point.wasted_bytes),
         )
     return table
 
@@ -81,13 +157,8 @@ def waste(group: Group) -> str:
 
 
 def sweep_lines(sweep: Sweep) -> tuple[str, ...]:
-    """Traffic per pixel at each size, the cliffs, and the sizes refused, each reason once."""
-    found = [
-        f"{point.size} px: {point.bytes_per_pixel:.0f} bytes/pixel ({point.padding_ratio:.2f}x)"
-        for point in sweep.points
-    ]
-    lines = ["padded traffic " + ", ".join(found)] if found else []
-    lines += [
+    """The cliffs, the sizes with other windows, and the sizes refused, each reason once."""
+    lines = [
         f"cliff at {cliff.size} px: {cliff.excess:.2f}x what its neighbours predict, mostly {plain(cliff.place)}"
         for cliff in sweep.cliffs
     ]
@@ -95,6 +166,11 @@ def sweep_lines(sweep: Sweep) -> tuple[str, ...]:
         lines.append("no cliff between these sizes")
     if 0 < len(sweep.points) <= 2:
         lines.append("a cliff shows against two other sizes; too few of these are accepted")
+    lines += [
+        f"windows become {plain(point.windows)} at {point.size} px, from {plain(sweep.windows)}: another model there"
+        for point in sweep.points
+        if point.windows != sweep.windows
+    ]
     reasons: dict[str, list[int]] = {}
     for refused in sweep.refused:
         reasons.setdefault(plain(refused.reason), []).append(refused.size)

@@ -120,6 +120,20 @@ class Target:
         with no_telemetry():
             return self.open(artifact, threads)
 
+    def show(
+        self, artifact: Artifact, module: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]
+    ) -> str | None:
+        """What `prove` proves, in a sentence, or None where the file's own runtime does; CheckFailed when it fails."""
+        if self.prove is None:
+            return None
+        try:
+            with no_telemetry():
+                return self.prove(artifact, module, images, reference)
+        except (PocketvitError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            raise CheckFailed(f"could not be converted again to be held against: {_first_line(error)}") from error
+
     def read(self, path: Path) -> str:
         """Return the JSON embedded in the file, unparsed; BadInput when the file is damaged or not ours."""
         self.require()

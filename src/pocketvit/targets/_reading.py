@@ -27,7 +27,10 @@ class NotOurs(BadInput):
     """The file is fine but was not written by pocketvit, so it does not say what it takes."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} carries no {METADATA_KEY!r} metadata; only files exported by pocketvit can be read.")
+        super().__init__(
+            f"{path} carries no {METADATA_KEY!r} metadata, so pocketvit did not export it; of such files only Core ML "
+            "packages (.mlpackage) can be read, by eval, classify and audit."
+        )
 
 
 def check_metadata_size(path: Path, size: int) -> None:

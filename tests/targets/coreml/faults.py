@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from pocketvit.targets.coreml.package import read_package
+from pocketvit.targets.coreml.program import read_program
 from pocketvit.targets.coreml.seal import seal
 
 _BLOB = {10: np.float16, 11: np.float32, 21: np.int8}  # MIL data type -> numpy
@@ -256,6 +257,36 @@ def _head_order(e: Edited) -> None:
     raise LookupError("no two sides alike")
 
 
+def _coarse_scale(e: Edited) -> None:
+    """A layer of zeros, excused by a step as large as its largest weight."""
+    op = next(op for op in e.ops if op.type == "constexpr_affine_dequantize")
+    e.numbers(op)[...] = 0
+    scale = op.attributes["scale"].immediateValue.tensor
+    if scale.WhichOneof("value") == "bytes":
+        scale.bytes.values = (np.frombuffer(scale.bytes.values, np.float16) * 254).astype(np.float16).tobytes()
+    elif op.attributes["scale"].WhichOneof("value") == "blobFileValue":
+        at = op.attributes["scale"].blobFileValue.offset
+        start = int.from_bytes(e.weights[at + 16 : at + 24], "little")
+        kind = np.dtype(_BLOB[op.attributes["scale"].type.tensorType.dataType])
+        size = int(np.prod([d.constant.size for d in op.attributes["scale"].type.tensorType.dimensions]))
+        values = np.frombuffer(e.weights, kind, size, start)
+        values[...] = values * 254
+    else:
+        raise LookupError("no scale that can be changed")
+
+
+def _attribute(e: Edited) -> None:
+    """An epsilon in the attributes, where operations keep only their name."""
+    norm = e.of("layer_norm")[-1]
+    norm.attributes["epsilon"].CopyFrom(e.given(norm, "epsilon").attributes["val"])
+    set_value = norm.attributes["epsilon"].immediateValue.tensor
+    if set_value.WhichOneof("value") == "bytes":
+        set_value.bytes.values = np.float16(0.5).tobytes()
+    else:
+        set_value.floats.values[:] = [0.5]
+    del norm.inputs["epsilon"]
+
+
 FAULTS: dict[str, Callable[[Edited], None]] = {
     "the other GELU": _gelu,
     "another activation": _activation,
@@ -275,6 +306,8 @@ FAULTS: dict[str, Callable[[Edited], None]] = {
     "positions moved by one": _positions,
     "one norm gain 3% off": _norm_gain,
     "axes of a transpose swapped": _head_order,
+    "an epsilon among the attributes": _attribute,
+    "a layer of zeros with a coarse scale": _coarse_scale,
 }
 
 
@@ -286,10 +319,11 @@ def plant(fault: str, source: Path, path: Path) -> bool:
     edited = Edited(package.spec, bytearray(weights.read_bytes()))
     try:
         FAULTS[fault](edited)
-    except (LookupError, IndexError):
+    except (LookupError, IndexError, StopIteration):
         shutil.rmtree(path)
         return False
     package.model.write_bytes(edited.spec.SerializeToString())
     weights.write_bytes(edited.weights)
-    seal(path)
+    package = read_package(path)
+    seal(package, read_program(package))
     return True

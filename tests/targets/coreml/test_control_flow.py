@@ -293,7 +293,7 @@ def test_what_is_only_read_inside_a_loop_is_kept_for_every_round_and_run(tmp_pat
 
 
 def test_an_endless_loop_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(plan, "_MAX_LOOPS", 50)
+    monkeypatch.setattr(plan, "_MAX_ROUNDS", 50)
 
     def build(mb, x):
         return mb.while_loop(

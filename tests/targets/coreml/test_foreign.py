@@ -152,3 +152,43 @@ def test_inputs_are_asked_for_by_name(tmp_path):
         interpreter.predict({})
     with pytest.raises(BadInput, match="takes numbers"):
         interpreter.predict({"x": np.array(["text"])})
+
+
+def test_scores_come_in_the_order_of_the_datas_labels(tmp_path):
+    import coremltools as ct
+
+    given = ct.ImageType(name="picture", shape=(1, 3, 32, 48), scale=1 / 255)
+    path = _convert(tmp_path / "m.mlpackage", inputs=[given], classifier_config=ct.ClassifierConfig(LABELS))
+    runner = load(path)
+    assert runner.probabilities
+    pixels = np.asarray(_image(), np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    order = np.random.default_rng(1).permutation(10)
+    wanted = [LABELS[i] for i in order]
+    ordered = runner.in_order_of(wanted)
+    assert ordered.spec.labels == tuple(wanted)
+    np.testing.assert_array_equal(ordered(pixels), runner(pixels)[:, order])
+    again = ordered.in_order_of(LABELS)
+    np.testing.assert_array_equal(again(pixels), runner(pixels))
+    for others in (LABELS, LABELS[:9], ["another", *LABELS[1:]]):
+        assert runner.in_order_of(others) is runner
+
+
+def test_another_arithmetic_rounds_otherwise(tmp_path):
+    import coremltools as ct
+
+    path = tmp_path / "half.mlpackage"
+    program = torch.export.export(Net().eval(), (torch.zeros(1, 3, 32, 48),)).run_decompositions({})
+    ct.convert(
+        program,
+        inputs=[ct.ImageType(name="picture", shape=(1, 3, 32, 48), scale=1 / 255)],
+        minimum_deployment_target=ct.target.iOS16,
+        skip_model_load=True,
+    ).save(str(path))
+    runner = load(path)
+    pixels = np.asarray(_image(), np.float32).transpose(2, 0, 1)[None] / np.float32(255)
+    found = {name: runner.computing_in(name)(pixels) for name in ("fp32", "fp16-fp32acc", "fp16")}
+    np.testing.assert_array_equal(found["fp16-fp32acc"], runner(pixels))
+    np.testing.assert_allclose(found["fp32"], _expected(pixels[0]), atol=1e-3)  # its weights are stored as fp16
+    for name in ("fp32", "fp16"):
+        assert not np.array_equal(found[name], runner(pixels)), f"{name} rounds as the default does"
+    assert runner.computing_in("fp32").name == "coreml, not pocketvit's: half.mlpackage, in fp32 arithmetic"

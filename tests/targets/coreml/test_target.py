@@ -29,6 +29,17 @@ def _first(spec, kind):
     return next(op for op in operations if op.type == kind)
 
 
+def _shadow(spec):
+    """An operation that makes the program's input again, out of itself."""
+    block = spec.mlProgram.functions["main"].block_specializations["CoreML6"]
+    again = type(block.operations[0])(type="identity")
+    again.inputs["x"].arguments.add(name="image")
+    again.outputs.add(name="image").type.CopyFrom(spec.mlProgram.functions["main"].inputs[0].type)
+    operations = [again, *block.operations]
+    del block.operations[:]
+    block.operations.extend(operations)
+
+
 EDITS = {
     "renamed": (lambda spec: setattr(spec.description.input[0], "name", "x"), r"maps \['x', 'logits'\]"),
     "retyped": (
@@ -52,6 +63,22 @@ EDITS = {
     "parameter": (
         lambda spec: _first(spec, "gelu").inputs["modes"].CopyFrom(_first(spec, "gelu").inputs["mode"]),
         "has a parameter 'modes' that this operation is not known to take",
+    ),
+    "shadowed": (
+        lambda spec: _shadow(spec),
+        r"'identity' \(image\): 'image' is made twice",
+    ),
+    "twice": (
+        lambda spec: (
+            _first(spec, "layer_norm")
+            .attributes["axes"]
+            .CopyFrom(next(iter(_first(spec, "const").attributes.values())))
+        ),
+        "it is given axes twice",
+    ),
+    "endless name": (
+        lambda spec: setattr(_first(spec, "gelu"), "type", "g" * 5_000_000),
+        "has a name of more than 1000 characters",
     ),
     "labels": (lambda spec: setattr(spec.description.metadata, "author", "someone"), "edited after pocketvit wrote"),
     "unsealed": (lambda spec: spec.description.metadata.userDefined.pop("pocketvit.sha256"), "no digest"),

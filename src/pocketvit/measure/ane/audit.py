@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...types import Evidence
-from .graph import Graph, OpRecord
+from .graph import Graph, OpRecord, anywhere
 from .matches import Match, Rewrite, Severity, off_engine
 from .rules import RULES, Rule
 
@@ -55,8 +55,9 @@ class Group:
 class Audit:
     """What was counted over a whole graph, in bytes as graph.py defines them; every number is predicted.
 
-    largest_bytes: of one activation, padded. transposes are among the layout copies. off_engine: operations predicted
-    to run elsewhere.
+    largest_bytes: of one activation, padded. transposes are among the layout copies. off_engine: how many operations
+    are predicted to run elsewhere; off_engine_reasons: how many for which reason. left_out: operations of unknown
+    sizes, which no count of bytes holds.
     """
 
     name: str
@@ -70,6 +71,8 @@ class Audit:
     largest_bytes: int
     weight_bytes: int
     off_engine: int
+    off_engine_reasons: Mapping[str, int]
+    left_out: int
     highest_rank: int
     findings: tuple[Finding, ...] = field(repr=False)
     evidence: Evidence = Evidence.PREDICTED
@@ -80,12 +83,22 @@ class Audit:
         return self.padded_bytes / self.logical_bytes if self.logical_bytes else 1.0
 
     @property
+    def wasted_share(self) -> float:
+        """Wasted over padded traffic."""
+        return self.wasted_bytes / self.padded_bytes if self.padded_bytes else 0.0
+
+    @property
+    def small_padding_bytes(self) -> int:
+        """Waste that no finding names: padding in operations that waste less than a fifth of their traffic."""
+        return self.wasted_bytes - sum(finding.wasted_bytes for finding in self.findings)
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """Findings of one rule, rewrite and kind of place together: what blocks first, then by wasted bytes."""
         together: dict[tuple[str, str, str], list[Finding]] = {}
         for finding in self.findings:
-            where = re.sub(r"\d+", "*", finding.module)
-            together.setdefault((finding.rule, finding.rewrite, where), []).append(finding)
+            alike_places = finding.rule, finding.rewrite, anywhere(finding.module)
+            together.setdefault(alike_places, []).append(finding)
         groups = [
             Group(
                 rule=rule,
@@ -115,6 +128,7 @@ def audit(ops: Sequence[OpRecord], name: str = "") -> Audit:
             findings.append(_finding(rule, match, answers_for))
     copies = [op for op in graph.ops if op.is_layout_copy]
     tensors = [tensor for op in graph.ops for tensor in op.outputs]
+    elsewhere = Counter(filter(None, map(off_engine, graph.ops)))
     return Audit(
         name=name,
         ops=len(graph.ops),
@@ -126,7 +140,9 @@ def audit(ops: Sequence[OpRecord], name: str = "") -> Audit:
         transposes=sum(op.kind == "transpose" for op in copies),
         largest_bytes=max((tensor.padded_bytes for tensor in tensors), default=0),
         weight_bytes=sum(op.weight_bytes for op in graph.ops),
-        off_engine=sum(bool(off_engine(op)) for op in graph.ops),
+        off_engine=elsewhere.total(),
+        off_engine_reasons=dict(elsewhere.most_common()),
+        left_out=sum(op.is_left_out for op in graph.ops),
         highest_rank=max((op.highest_rank for op in graph.ops), default=0),
         findings=tuple(sorted(findings, key=_by_weight)),
     )

@@ -4,8 +4,8 @@ Two JSON forms are read:
 
 - Ours, which docs/mac/compute_plan_to_json.py writes on a Mac (macOS 14.4 on, coremltools 8.1 on):
   {"format": "pocketvit-compute-plan", "version": 1, "model": ..., "compute_units": ..., "operations": [{"name": first
-  output, "kind": "ios17.conv", "preferred": "neural_engine" | "gpu" | "cpu" | null, "supported": [...], "cost":
-  share of the whole or null}, ...]}.
+  output, "kind": "ios17.conv", "preferred": "neural_engine" | "gpu" | "cpu" | "other" | null, "supported": [...],
+  "cost": share of the whole or null}, ...]}. "other" is a device that the script does not know.
 - What coremltools' experimental `ComputePlan.from_dict` (models/ml_program/experimental/remote_device.py) reads from a
   device: a list `infos` of `path`, `deviceUsage` and `estimatedCost`. It holds no kinds.
 
@@ -29,10 +29,14 @@ from .matches import off_engine
 
 FORMAT = "pocketvit-compute-plan"
 ENGINE = "neural_engine"
-_DEVICES = {ENGINE: ENGINE, "neuralEngine": ENGINE, "gpu": "gpu", "cpu": "cpu"}
+_DEVICES = {ENGINE: ENGINE, "neuralEngine": ENGINE, "gpu": "gpu", "cpu": "cpu", "other": "other"}
 _MAX_BYTES = 64 << 20
 _MAX_OPERATIONS = 200_000
 _WAY_OUT = "write one on a Mac with docs/mac/compute_plan_to_json.py"
+
+
+class _Unreadable(ValueError):
+    """What an operation of a plan says that cannot be, after "Operation 3 of plan.json"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +107,8 @@ def load_plan(path: Path) -> tuple[PlannedOp, ...]:
     for i, row in enumerate(rows):
         try:
             planned.append(read(row))
+        except _Unreadable as e:
+            raise BadInput(f"Operation {i} of {path} {e}; {_WAY_OUT}.") from e
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as e:
             raise BadInput(f"Operation {i} in {path} cannot be read ({type(e).__name__}: {e}); {_WAY_OUT}.") from e
     if len({op.name for op in planned}) < len(planned):
@@ -115,8 +121,8 @@ def _ours(row: Any) -> PlannedOp:
     return PlannedOp(
         name=_text(row["name"]),
         kind=_text(row["kind"]).rpartition(".")[2],
-        preferred=None if preferred is None else _DEVICES[preferred],
-        supported=tuple(_DEVICES[device] for device in row.get("supported", ())),
+        preferred=None if preferred is None else _device(preferred),
+        supported=tuple(_device(device) for device in row.get("supported", ())),
         cost=None if cost is None else _share(cost),
     )
 
@@ -127,14 +133,20 @@ def _coremltools(row: Any) -> PlannedOp:
     return PlannedOp(
         name=_text(last["programOperation"]["data"]["outputName"]),
         kind="",
-        preferred=_device(usage["preferred"]),
-        supported=tuple(map(_device, usage["supported"])),
+        preferred=_device(_only(usage["preferred"])),
+        supported=tuple(_device(_only(device)) for device in usage["supported"]),
         cost=None if cost is None else _share(cost),
     )
 
 
-def _device(named: Any) -> str:
+def _only(named: Any) -> Any:
     (name,) = named  # {"neuralEngine": {"totalCoreCount": 16}}
+    return name
+
+
+def _device(name: Any) -> str:
+    if not isinstance(name, str) or name not in _DEVICES:
+        raise _Unreadable(f"names the device {name!r}; known: {', '.join(dict.fromkeys(_DEVICES.values()))}")
     return _DEVICES[name]
 
 

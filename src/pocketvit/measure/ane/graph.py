@@ -10,6 +10,7 @@ Engine", principle 1), so a last axis of 7 half-precision values occupies 64 byt
 - Activations only: weights and constants are counted apart, once each.
 - Floats count 16 bits, the engine's width, whatever the file stores. Of a cast, only the 16-bit side counts: the
   other side is the app's buffer. Integers and booleans count their own width.
+- An operation with a side that nobody knows is left out of the bytes, and counted as left out.
 - A view is free: an identity, or a reshape that leaves the last axis as long as it was, because rows keep their order
   and their padding. Any other reshape and every transpose is a layout copy.
 - Wasted traffic is what carries no computation: all that a layout copy moves, and the padding of everything else.
@@ -19,6 +20,7 @@ Engine", principle 1), so a last axis of 7 half-precision values occupies 64 byt
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,13 +32,32 @@ _FLOAT_BYTES = 2
 _WIDTHS = {"bool": 1, "int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int64": 8}
 
 
+def anywhere(path: str) -> str:
+    """A module path with '*' for its numbers, the same for places that differ in their position only."""
+    return re.sub(r"\d+", "*", path)
+
+
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A named value. dtype as Core ML names it (fp16, fp32, int32, bool); a dimension that is None is not fixed."""
+    """A named value. dtype as Core ML names it (fp16, fp32, int32, bool); a dimension that is None is not known.
+
+    flexible: the shape is the one for the default input, of several that the file takes.
+    """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str = "fp16"
+    flexible: bool = False
+
+    @property
+    def is_known(self) -> bool:
+        """True where every side is a number."""
+        return None not in self.shape
+
+    @property
+    def is_fixed(self) -> bool:
+        """True where no other shape can come."""
+        return self.is_known and not self.flexible
 
     @property
     def is_float(self) -> bool:
@@ -45,13 +66,13 @@ class Tensor:
 
     @property
     def last(self) -> int:
-        """Length of the last axis; 1 for a scalar or where it is not fixed."""
+        """Length of the last axis; 1 for a scalar or where it is not known."""
         return (self.shape[-1] or 1) if self.shape else 1
 
     @property
     def logical_bytes(self) -> int:
-        """Bytes of its elements; a dimension that is not fixed counts as 1."""
-        return math.prod(side or 1 for side in self.shape) * self._width
+        """Bytes of its elements; 0 where a side is not known."""
+        return math.prod(side or 0 for side in self.shape) * self._width
 
     @property
     def padded_bytes(self) -> int:
@@ -77,7 +98,7 @@ class OpRecord:
     file and line of the model's code, where recorded. inputs: activations only. weight_bytes: constants first used
     here. axes: of a softmax or norm, those it runs over; of a transpose, the permutation. rank: the highest among the
     model's own tensors that it stands for, before any expansion. expandable: False where a rank above 5 stops the
-    conversion. dilated: a convolution with gaps.
+    conversion. dilated: a convolution with gaps. rolled: a gather that shifts an axis around its end.
     """
 
     kind: str
@@ -92,6 +113,7 @@ class OpRecord:
     rank: int = 0
     expandable: bool = True
     dilated: bool = False
+    rolled: bool = False
 
     @property
     def is_view(self) -> bool:
@@ -99,6 +121,11 @@ class OpRecord:
         if self.kind not in RESHAPES or len(self.inputs) != 1 or len(self.outputs) != 1:
             return False
         return self.kind == "identity" or self.inputs[0].last == self.outputs[0].last
+
+    @property
+    def is_left_out(self) -> bool:
+        """True where it moves bytes, and how many is not known."""
+        return not self.is_view and not all(tensor.is_known for tensor in (*self.inputs, *self.outputs))
 
     @property
     def is_layout_copy(self) -> bool:
@@ -127,7 +154,7 @@ class OpRecord:
 
     @property
     def _moved(self) -> tuple[Tensor, ...]:
-        if self.is_view:
+        if self.is_view or self.is_left_out:
             return ()
         tensors = (*self.inputs, *self.outputs)
         return tuple(t for t in tensors if t.dtype == "fp16") if self.kind == "cast" else tensors

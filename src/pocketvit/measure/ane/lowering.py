@@ -33,13 +33,14 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation without its place in the model. axes and dilated as in OpRecord."""
+    """An operation without its place in the model. axes, dilated and rolled as in OpRecord."""
 
     kind: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     axes: tuple[int, ...] = ()
     dilated: bool = False
+    rolled: bool = False
 
 
 def lower(operator: str, node: Node, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> list[Step]:
@@ -171,7 +172,7 @@ def _roll(node: Node, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -
     y = outputs[0]
     between = [_shaped(y, f"rolled{i}", y.shape) for i in range(count - 1)]
     chain = [inputs[0], *between, y]
-    return [Step("gather", (a,), (b,)) for a, b in pairwise(chain)]
+    return [Step("gather", (a,), (b,), rolled=True) for a, b in pairwise(chain)]
 
 
 _SPECIAL: dict[str, Callable[[Node, tuple[Tensor, ...], tuple[Tensor, ...]], list[Step]]] = {

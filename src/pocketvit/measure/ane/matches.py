@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +12,6 @@ from .simplify import MAX_RANK
 LEAST_WASTE = 0.2  # of an operation's padded traffic; below that padding is not worth a finding
 LARGE_SOFTMAX = 1 << 17  # bytes of the scores of all heads together
 _MAX_WEIGHTS = 10**9  # bytes
-_SHOWN_OPS = 594
 # kinds that others saw leave the Neural Engine, and where they say so
 HOLLANCE = "https://github.com/hollance/neural-engine/blob/master/docs/unsupported-layers.md"
 _GATHER = "https://github.com/smpanaro/CoreMLInspect"
@@ -26,13 +25,14 @@ _LEAVES = {
 class Rewrite(StrEnum):
     """Changes that fix findings, as a table names them."""
 
-    RELAY = "5-D relay windows, channels last"
+    RELAY = "partition windows in 5-D steps"
     LOWER_RANK = "merge axes: rank 5 or less"
     FOLD_NORM = "fold the norm into its layer"
     CHANNEL_NORM = "a norm over channels only"
     SPLIT_SOFTMAX = "one softmax per head"
     PAD_CHANNELS = "channels a multiple of 32"
-    KEEP_LAYOUT = "keep one layout; einsum attention"
+    KEEP_LAYOUT = "keep one layout"
+    EINSUM = "keep one layout; einsum attention"
     LONG_AXIS_LAST = "put a long axis last"
     CONVOLUTION = "linear as 1x1 convolution"
     SPLIT_QKV = "separate Q, K and V"
@@ -41,7 +41,6 @@ class Rewrite(StrEnum):
     FIXED_SHAPE = "fixed or enumerated shapes"
     HALF = "convert in 16 bits"
     SMALLER = "compress or split the package"
-    FEWER_OPS = "compare placement on a device"
 
 
 class Severity(StrEnum):
@@ -72,13 +71,13 @@ def off_engine(op: OpRecord) -> str:
     tensors = (*op.inputs, *op.outputs)
     if op.highest_rank > MAX_RANK and not op.expandable:
         return f"rank {op.highest_rank}"
-    if any(None in tensor.shape for tensor in tensors):
+    if not all(tensor.is_fixed for tensor in tensors):
         return "a shape that is not fixed"
     if op.kind != "cast" and any(tensor.dtype in ("fp32", "fp64") for tensor in tensors):
         return "32-bit floats"
     if op.dilated:
         return "a dilated convolution"
-    return f"{op.kind} operations" if op.kind in _LEAVES else ""
+    return op.kind if op.kind in _LEAVES else ""
 
 
 def rank(graph: Graph) -> Iterator[Match]:
@@ -195,10 +194,30 @@ def copies(graph: Graph) -> Iterator[Match]:
             yield Match(
                 op=op,
                 what=f"{op.kind} {shapes}",
-                rewrite=Rewrite.KEEP_LAYOUT,
+                rewrite=Rewrite.EINSUM if _is_for_attention(graph, op) else Rewrite.KEEP_LAYOUT,
                 severity=Severity.WASTE,
                 charged=(op,),
             )
+
+
+def _is_for_attention(graph: Graph, copy: OpRecord) -> bool:
+    """True where what it copies goes into, or comes out of, a product of activations or a softmax."""
+    return _meets_attention(copy, graph.readers) or _meets_attention(copy, graph.sources)
+
+
+def _meets_attention(start: OpRecord, neighbours: Callable[[OpRecord], list[OpRecord]]) -> bool:
+    """Follow the values one way, through nothing but other copies, views, cuts and scales."""
+    seen: set[str] = set()
+    ahead = [start]
+    while ahead:
+        for op in neighbours(ahead.pop()):
+            if op.kind == "softmax" or (op.kind == "matmul" and len(op.inputs) > 1):
+                return True
+            passes = op.is_view or op.is_layout_copy or op.kind in ("split", "slice_by_index")
+            if op.name not in seen and (passes or (op.kind == "mul" and len(op.inputs) == 1)):
+                seen.add(op.name)
+                ahead.append(op)
+    return False
 
 
 def padding(graph: Graph) -> Iterator[Match]:
@@ -243,11 +262,10 @@ def kinds(graph: Graph) -> Iterator[Match]:
     """Operations that users saw leave the Neural Engine."""
     for op in graph.ops:
         if op.kind in _LEAVES:
-            shifts = op.kind == "gather" and op.inputs[0].shape == op.outputs[0].shape
             yield Match(
                 op=op,
-                what=f"{op.kind}{' (a shift)' if shifts else ''}: {_LEAVES[op.kind]}",
-                rewrite=Rewrite.CONCAT_SHIFT if shifts else Rewrite.REPLACE_KIND,
+                what=f"{op.kind}{' (a shift)' if op.rolled else ''}: {_LEAVES[op.kind]}",
+                rewrite=Rewrite.CONCAT_SHIFT if op.rolled else Rewrite.REPLACE_KIND,
                 severity=Severity.RISK,
             )
         elif op.dilated:
@@ -262,9 +280,10 @@ def kinds(graph: Graph) -> Iterator[Match]:
 def dynamic(graph: Graph) -> Iterator[Match]:
     """Shapes that are not fixed."""
     for op in graph.ops:
-        unfixed = next((t for t in (*op.outputs, *op.inputs) if None in t.shape), None)
+        unfixed = next((t for t in (*op.outputs, *op.inputs) if not t.is_fixed), None)
         if unfixed is not None:
-            yield Match(op=op, what=f"{op.kind} of {unfixed}", rewrite=Rewrite.FIXED_SHAPE, severity=Severity.RISK)
+            what = f"{op.kind} of {unfixed}{', one of several shapes' if unfixed.is_known else ''}"
+            yield Match(op=op, what=what, rewrite=Rewrite.FIXED_SHAPE, severity=Severity.RISK)
 
 
 def float32(graph: Graph) -> Iterator[Match]:
@@ -280,10 +299,3 @@ def weights(graph: Graph) -> Iterator[Match]:
     if total >= _MAX_WEIGHTS:
         what = f"{total / 1e9:.2f} GB of weights in one package"
         yield Match(op=None, what=what, rewrite=Rewrite.SMALLER, severity=Severity.RISK)
-
-
-def op_count(graph: Graph) -> Iterator[Match]:
-    """More operations than were shown to run on the engine as a whole."""
-    if len(graph.ops) > _SHOWN_OPS:
-        what = f"{len(graph.ops)} operations; {_SHOWN_OPS} were shown to run there as a whole"
-        yield Match(op=None, what=what, rewrite=Rewrite.FEWER_OPS, severity=Severity.ADVICE)

@@ -103,10 +103,4 @@ RULES = (
         source=_APPLE_VISION,
         find=matches.qkv,
     ),
-    Rule(
-        id="ops",
-        fact="Apple's report of a MOAT shows 594 of 594 operations on the Neural Engine; no limit is published.",
-        source="https://github.com/apple/ml-vision-transformers-ane",
-        find=matches.op_count,
-    ),
 )

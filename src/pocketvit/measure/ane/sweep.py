@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ...types import Evidence
-from .graph import OpRecord
+from .graph import OpRecord, anywhere
 
 SIZES = (224, 256, 288, 320, 384, 448, 512)
 CLIFF = 1.1  # times what the neighbours predict
@@ -15,7 +14,10 @@ CLIFF = 1.1  # times what the neighbours predict
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SweepPoint:
-    """One size (pixels of a side). places: padded bytes by module path, numbers as '*'."""
+    """One size (pixels of a side). places: padded bytes by module path, numbers as '*'.
+
+    windows: the largest that attention works in, as "7x7"; empty where it works in none.
+    """
 
     size: int
     ops: int
@@ -23,6 +25,7 @@ class SweepPoint:
     padded_bytes: int
     wasted_bytes: int
     places: Mapping[str, int] = field(repr=False)
+    windows: str = ""
 
     @property
     def bytes_per_pixel(self) -> float:
@@ -54,19 +57,20 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """Sizes in ascending order; every number is predicted."""
+    """Sizes in ascending order; every number is predicted. windows: of the model as it is, as in SweepPoint."""
 
     points: tuple[SweepPoint, ...]
     refused: tuple[Refused, ...]
     cliffs: tuple[Cliff, ...]
+    windows: str = ""
     evidence: Evidence = Evidence.PREDICTED
 
 
-def sweep_point(size: int, ops: Sequence[OpRecord]) -> SweepPoint:
+def sweep_point(size: int, ops: Sequence[OpRecord], windows: str = "") -> SweepPoint:
     """Count the traffic at one size."""
     places: dict[str, int] = {}
     for op in ops:
-        where = re.sub(r"\d+", "*", op.module) or op.kind
+        where = anywhere(op.module) or op.kind
         places[where] = places.get(where, 0) + op.padded_bytes
     return SweepPoint(
         size=size,
@@ -75,6 +79,7 @@ def sweep_point(size: int, ops: Sequence[OpRecord]) -> SweepPoint:
         padded_bytes=sum(op.padded_bytes for op in ops),
         wasted_bytes=sum(op.wasted_bytes for op in ops),
         places=places,
+        windows=windows,
     )
 
 

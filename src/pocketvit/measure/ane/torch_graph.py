@@ -102,6 +102,7 @@ class _Walker:
                     weight_bytes=weights,
                     axes=step.axes,
                     dilated=step.dilated,
+                    rolled=step.rolled,
                 )
             )
             weights = 0

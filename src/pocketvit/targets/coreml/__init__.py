@@ -6,6 +6,7 @@ what it stores as fp16 rounded to fp16. Such numbers are called `interpreted`, a
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,11 +25,17 @@ if TYPE_CHECKING:
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
     """Convert the torch.export program to an ML program, quantize weights where asked, save and seal the package."""
     from .._torch_program import capture
-    from .convert import convert
+    from .convert import convert, describe, layers
+    from .package import read_package
+    from .program import read_program
     from .seal import seal
 
-    artifact = convert(capture(module, draft.spec).run_decompositions({}), draft)
-    seal(artifact.path)
+    convert(capture(module, draft.spec).run_decompositions({}), draft)
+    package = read_package(draft.path)
+    program = read_program(package)
+    artifact = dataclasses.replace(draft, quantized=layers(program)) if draft.precision.is_quantized else draft
+    describe(package, artifact)
+    seal(package, program)
     return artifact
 
 
@@ -61,10 +68,11 @@ def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], re
     """Hold the package against an fp32 twin of `module` and the twin against the model; see proof.py."""
     from .convert import layers
     from .package import read_package
+    from .program import read_program
     from .proof import prove as prove_twin
 
     if artifact.quantized is not None:
-        counted = layers(read_package(artifact.path).spec)
+        counted = layers(read_program(read_package(artifact.path)))
         if artifact.quantized != counted:
             raise CheckFailed(f"it says {artifact.quantized} layers are quantized, but {counted} are.")
     return prove_twin(artifact, module, images, reference)

@@ -6,7 +6,7 @@ allocate a terabyte, or whose operations do not give what they declare, is refus
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -62,6 +62,8 @@ class _Compiler:
         self.known: dict[int, Any] = {}  # constants, by slot
         self.dry: dict[int, Any] = {}  # what the dry run holds: meta tensors, and real small integers
         self.slots = 0
+        self.constant_bytes = 0
+        self.read = set(_read_names(program.block))
 
     def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Compiled:
         inputs = []
@@ -93,8 +95,8 @@ class _Compiler:
         if op.kind == "const":
             if "val" not in op.attributes or len(op.outputs) != 1:
                 raise BadInput("a constant has no value")
-            value = as_tensor(op.attributes["val"])
-            self.known[self._define(op.outputs[0].name, value)] = value
+            if op.outputs[0].name in self.read:
+                self._know(op.outputs[0].name, as_tensor(op.attributes["val"]))
             return None
         if op.kind in ("cond", "while_loop"):
             return self._control(op)
@@ -114,7 +116,8 @@ class _Compiler:
 
     def _handler(self, op: Op) -> Handler:
         if op.kind not in OPS:
-            raise BadInput(f"pocketvit's interpreter does not know this operation.{close_matches(op.kind, OPS)}")
+            hint = close_matches(op.kind[:80], OPS).removesuffix("?")
+            raise BadInput(f"pocketvit's interpreter does not know this operation{'.' if hint else ''}{hint}")
         if self.arithmetic is Arithmetic.FP16 and any(self._is_half(output) for output in op.outputs):
             return STEPWISE.get(op.kind, OPS.get(op.kind))
         return OPS.get(op.kind)
@@ -129,6 +132,8 @@ class _Compiler:
 
     def _bind(self, op: Op, handler: Handler) -> tuple[dict[str, Any], tuple[tuple[str, str, Any], ...]]:
         known = parameters(handler)
+        if twice := op.inputs.keys() & op.attributes.keys():
+            raise BadInput(f"it is given {', '.join(sorted(twice))} twice")
         given: dict[str, tuple[str | Value, ...]] = dict(op.inputs)
         given |= {key: (value,) for key, value in op.attributes.items() if key != "name"}
         static: dict[str, Any] = {}
@@ -165,7 +170,14 @@ class _Compiler:
         if isinstance(argument, str):
             return self._slot(argument)
         value = as_tensor(argument)
-        slot = self._define(f"value {self.slots}", value)
+        return self._know(f"value {self.slots}", value)
+
+    def _know(self, name: str, value: Any) -> int:
+        """Keep a constant, within the bound for all of them."""
+        self.constant_bytes += _bytes(value)
+        if self.constant_bytes > MAX_LIVE:
+            raise BadInput(f"its constants take more than {MAX_LIVE} bytes")
+        slot = self._define(name, value)
         self.known[slot] = value
         return slot
 
@@ -185,8 +197,7 @@ class _Compiler:
 
     def _constant(self, op: Op, results: tuple[Any, ...], rounded: tuple[bool, ...]) -> None:
         for output, result, rounds in zip(op.outputs, results, rounded, strict=True):
-            result = to_half(result) if rounds else result
-            self.known[self._define(output.name, result)] = result
+            self._know(output.name, to_half(result) if rounds else result)
 
     def _control(self, op: Op) -> Step:
         """Bind `cond` (a block each for true and false) or `while_loop` (a block that tests, a block that steps)."""
@@ -259,6 +270,15 @@ class _Compiler:
             if live > MAX_LIVE:
                 raise BadInput(f"{step.op}: the values alive here take {live} bytes, more than {MAX_LIVE}")
             live -= sum(_bytes(self.dry[slot]) for slot in step.frees)
+
+
+def _read_names(block: Block) -> Iterator[str]:
+    """Every name that an operation takes or a block returns."""
+    yield from block.outputs
+    for op in block.ops:
+        yield from (name for given in op.inputs.values() for name in given if isinstance(name, str))
+        for nested in op.blocks:
+            yield from _read_names(nested)
 
 
 def _blocks_only(**arguments: Any) -> Any:

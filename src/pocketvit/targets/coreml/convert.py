@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...types import METADATA_KEY, Artifact, Precision, Quantized
+from .package import Package
+from .program import Op, Program
+from .values import Value
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -16,8 +19,8 @@ _LAYERS = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "ma
 _KEEPS_WEIGHTS = {"transpose", "reshape", "cast", "squeeze", "expand_dims", "identity"}
 
 
-def convert(program: ExportedProgram, draft: Artifact) -> Artifact:
-    """Write a decomposed `program` as draft.path in the draft's precision; return the artifact, quantized counted."""
+def convert(program: ExportedProgram, draft: Artifact) -> None:
+    """Write a decomposed `program` as draft.path in the draft's precision; it does not yet say what it is."""
     import coremltools as ct
 
     _register_missing_operators()
@@ -31,15 +34,11 @@ def convert(program: ExportedProgram, draft: Artifact) -> Artifact:
         minimum_deployment_target=ct.target.iOS16,  # the first with 8-bit weights
         skip_model_load=True,
     )
-    artifact = draft
     if draft.precision is Precision.W8:
         model = _quantize_weights(model)
-        artifact = dataclasses.replace(draft, quantized=layers(model.get_spec()))
-    _describe(model, artifact)
-    model.save(str(artifact.path))
+    model.save(str(draft.path))
     # beside the package's own content coremltools leaves a map for ExecuTorch's debugger, which nothing here reads
-    (artifact.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-    return artifact
+    (draft.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
 def _quantize_weights(model: Any) -> Any:
@@ -50,20 +49,21 @@ def _quantize_weights(model: Any) -> Any:
     return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds))
 
 
-def _describe(model: Any, artifact: Artifact) -> None:
-    """Fill in what Xcode shows: a description, an author, the input and the output."""
+def describe(package: Package, artifact: Artifact) -> None:
+    """Fill in what Xcode shows (a description, an author, the input and the output) and what pocketvit reads."""
     _, height, width = artifact.spec.size
-    model.short_description = (
+    description = package.spec.description
+    description.metadata.shortDescription = (
         f"{artifact.model} ({artifact.precision}){'' if artifact.trained else ', UNTRAINED'}: "
         f"classifies a {width}x{height} image into {artifact.classes} classes."
     )
-    model.author = "pocketvit"
-    model.input_description["image"] = (
+    description.metadata.author = "pocketvit"
+    description.input[0].shortDescription = (
         f"RGB in [0, 1], 1x3x{height}x{width}; normalisation is inside. {artifact.spec.interpolation} resize to "
         f"{artifact.spec.crop_pct:g} of the crop, {artifact.spec.crop_mode} crop."
     )
-    model.output_description["logits"] = f"1x{artifact.classes}; softmax gives probabilities."
-    model.user_defined_metadata[METADATA_KEY] = artifact.to_json()
+    description.output[0].shortDescription = f"1x{artifact.classes}; softmax gives probabilities."
+    description.metadata.userDefined[METADATA_KEY] = artifact.to_json()
 
 
 def _register_missing_operators() -> None:
@@ -90,22 +90,22 @@ def _register_missing_operators() -> None:
         context.add(Builder.add(x=x, y=product, name=node.name))
 
 
-def layers(spec: Any) -> Quantized:
+def layers(program: Program) -> Quantized:
     """Count convolutions, linears and products with a constant whose weights are unpacked from integers, of all."""
-    main = spec.mlProgram.functions["main"]
-    operations = list(main.block_specializations[main.opset].operations)
-    producers = {output.name: op for op in operations for output in op.outputs}
+    producers = {output.name: op for op in program.block.ops for output in op.outputs}
     kinds = []
-    for op in operations:
-        if op.type in _LAYERS:
-            producer = _origin(op.inputs[_LAYERS[op.type]].arguments[0].name, producers)
+    for op in program.block.ops:
+        if op.kind in _LAYERS:
+            producer = _origin(op.inputs[_LAYERS[op.kind]][0], producers)
             if producer is not None:
-                kinds.append(producer.type.startswith("constexpr"))
+                kinds.append(producer.kind.startswith("constexpr"))
     return Quantized(layers=sum(kinds), of=len(kinds))
 
 
-def _origin(name: str, producers: dict[str, Any]) -> Any | None:
+def _origin(name: str | Value, producers: Mapping[str, Op]) -> Op | None:
     """Constant behind a value, or None for an activation."""
-    while (op := producers.get(name)) is not None and op.type in _KEEPS_WEIGHTS:
-        name = op.inputs["x"].arguments[0].name
-    return op if op is not None and (op.type == "const" or op.type.startswith("constexpr")) else None
+    while isinstance(name, str) and (op := producers.get(name)) is not None:
+        if op.kind not in _KEEPS_WEIGHTS:
+            return op if op.kind == "const" or op.kind.startswith("constexpr") else None
+        (name,) = op.inputs["x"]
+    return None

@@ -43,11 +43,16 @@ class Feature:
         """True when more than one shape is allowed."""
         return bool(self.shapes) or any(low != high for low, high in self.ranges)
 
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """What the program computes with: int32 or float32."""
+        return torch.int32 if self.dtype.startswith("int") else torch.float32
+
     def allows(self, shape: tuple[int, ...]) -> bool:
         """True when the package takes an input of this shape."""
         if shape == self.shape or shape in self.shapes:
             return True
-        return len(shape) == len(self.ranges) and all(
+        return 0 < len(shape) == len(self.ranges) and all(
             low <= side and (high is None or side <= high)
             for side, (low, high) in zip(shape, self.ranges, strict=True)
         )
@@ -58,15 +63,21 @@ class Feature:
         A picture becomes 0..255 in float32, its channels in the package's own order. Raises BadInput for another
         shape, size or kind of content.
         """
-        array = self._pixels(value) if self.kind == "image" else np.asarray(value)
-        if array.dtype.kind not in "fiub":
-            raise BadInput(f"The input {self.name!r} takes numbers, not {array.dtype}.")
+        wanted = np.int32 if self.torch_dtype is torch.int32 else np.float32
+        try:
+            given = self._pixels(value) if self.kind == "image" else np.asarray(value)
+            if given.dtype.kind not in "fiub":
+                raise TypeError(f"{given.dtype} is none")
+            array = np.array(given, wanted)
+        except (ValueError, TypeError, OverflowError, RuntimeError) as e:
+            raise BadInput(f"The input {self.name!r} takes numbers in one block ({str(e)[:100]}).") from e
+        if wanted is np.int32 and not np.array_equal(array, given):
+            raise BadInput(f"The input {self.name!r} takes whole numbers that fit 32 bits.")
         if not self.allows(array.shape):
             expected = f"one of {[self.shape, *self.shapes]}" if self.shapes else f"{self.shape}"
             within = f" within {list(self.ranges)}" if self.is_flexible and self.ranges else ""
             raise BadInput(f"The input {self.name!r} takes shape {expected}{within}, not {array.shape}.")
-        wanted = torch.int32 if self.dtype.startswith("int") else torch.float32
-        return torch.from_numpy(np.ascontiguousarray(array)).to(wanted)
+        return torch.from_numpy(np.ascontiguousarray(array))
 
     def _pixels(self, value: Image | Any) -> np.ndarray:
         mode = "L" if self.colour.startswith("GRAYSCALE") else "RGB"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,12 @@ class Interpreter:
         self._plans: dict[tuple[tuple[int, ...], ...], Compiled] = {}
         if sorted(f.name for f in self.inputs) != sorted(self._types):
             raise BadInput(f"{self.path} describes other inputs than its program takes.")
+        for feature in self.inputs:
+            declared = self._types[feature.name]
+            if declared is not None and declared.dtype.is_float != feature.torch_dtype.is_floating_point:
+                raise BadInput(
+                    f"{self.path} describes {feature.name!r} as {feature.dtype}; its program takes {declared}."
+                )
         self._results = {name: i for i, name in enumerate(self.program.block.outputs)}
         if not self.outputs or not {f.name for f in self.outputs} <= set(self._results):
             raise BadInput(f"{self.path} describes other outputs than its program gives.")
@@ -52,7 +59,9 @@ class Interpreter:
         return {name: _given(value) for name, value in self.run(inputs).items()}
 
     def run(self, inputs: Mapping[str, Any], observe: Observer | None = None) -> dict[str, Any]:
-        """As `predict`, with tensors for arrays. observe(op, arguments, results) is called after each operation.
+        """As `predict`, with tensors for arrays, which may share memory with each other and with constants: read only.
+
+        observe(op, arguments, results) is called after each operation, before what is no longer needed is freed.
 
         Raises BadInput for inputs that are missing, unknown or of another shape.
         """
@@ -69,7 +78,7 @@ class Interpreter:
         if feature.name in inputs:
             tensor = feature.tensor(inputs[feature.name])
         elif feature.default is not None:
-            tensor = torch.full(feature.shape, feature.default)
+            tensor = torch.full(feature.shape, feature.default, dtype=feature.torch_dtype)
         else:
             raise BadInput(f"{self.path.name} needs its input {feature.name!r}.")
         declared = self._types[feature.name]
@@ -92,4 +101,4 @@ class Interpreter:
 
 
 def _given(value: Any) -> Any:
-    return value.numpy() if isinstance(value, Tensor) else value
+    return np.array(value.numpy()) if isinstance(value, Tensor) else value  # a copy: results may share memory

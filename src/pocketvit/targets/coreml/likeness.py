@@ -21,8 +21,8 @@ from .values import Dtype, TensorType
 _HALF_ULPS = 2.0**-9  # relative: two units in the last of fp16's 11 places, because folding may round more than once
 _HALF_FLOOR = 2.0**-23  # absolute: below its normal range fp16 has steps of 2^-24
 _COMPUTED = 2.0**-8  # relative to the largest: tables that the converter computed, itself in fp16
+_NEEDED = 1.01  # times the step that the largest number of a block needs: its scale is itself stored as fp16
 _SINGLE = 1e-6  # relative: folding in another order of float32 sums
-_LEAST_DB = 10.0  # of weights stored as palettes or with some of them pruned, which follow no step
 _STORED = ("p_", "b_", "c_")  # how torch.export names parameters, buffers and constant tensors
 _PASSED_ON = {"identity", "cast"}
 
@@ -54,6 +54,9 @@ class _Walk:
 
     def run(self) -> Iterator[str]:
         ours, theirs = self.programs
+        if ours.opset != theirs.opset:
+            yield f"it follows {ours.opset} instead of {theirs.opset}"
+            return
         if len(ours.block.outputs) != len(theirs.block.outputs):
             yield f"it has {len(ours.block.outputs)} results instead of {len(theirs.block.outputs)}"
             return
@@ -80,6 +83,10 @@ class _Walk:
         if a.blocks or b.blocks:
             yield f"{a} holds blocks, which are not compared"
             return
+        ours_too, theirs_too = ({k: v.data for k, v in op.attributes.items() if k != "name"} for op in (a, b))
+        if set(ours_too) != set(theirs_too) or not all(_same_value(ours_too[k], theirs_too[k]) for k in ours_too):
+            yield f"{a} has other attributes than the twin"
+            return
         if set(a.inputs) != set(b.inputs):
             yield f"{a} has the parameters {sorted(a.inputs)}, the twin's {sorted(b.inputs)}"
             return
@@ -105,48 +112,55 @@ class _Walk:
             if not torch.equal(ours, theirs):
                 yield f"the constant {a.name!r} is {_brief(ours)} instead of {_brief(theirs)}"
         else:
-            yield from self._weights(a, ours, theirs)
+            yield from self._weights(a, b.name, ours, theirs)
 
-    def _weights(self, a: _Source, ours: Tensor, theirs: Tensor) -> Iterator[str]:
-        step = self._step(a)
+    def _weights(self, a: _Source, twins_name: str, ours: Tensor, theirs: Tensor) -> Iterator[str]:
+        step = self._step(a, theirs)
         if step is None:
-            noise = float((ours - theirs).double().square().sum())
-            signal = float(theirs.double().square().sum())
-            if noise > signal * 10 ** (-_LEAST_DB / 10):
-                yield f"the weights {a.name!r} keep less than {_LEAST_DB:.0f} dB of the twin's"
+            assert a.op is not None
+            yield f"the weights {a.name!r} are stored as {a.op.kind}, which cannot be held against the twin's numbers"
             return
-        half = self.types[0].get(a.name)
-        single = half is not None and half.dtype is Dtype.FP32 and a.op is not None and a.op.kind == "const"
+        stored = self.types[0].get(a.name)
+        single = stored is not None and stored.dtype is Dtype.FP32 and a.op is not None and a.op.kind == "const"
         relative, floor = (_SINGLE, 0.0) if single else (_HALF_ULPS, _HALF_FLOOR)
         if not single:  # what fp16 cannot hold is stored as its largest number or as infinity
             ours, theirs = ours.clamp(-HALF_MAX, HALF_MAX), theirs.clamp(-HALF_MAX, HALF_MAX)
-        if not single and not a.name.startswith(_STORED) and theirs.numel():
+        if not single and not twins_name.startswith(_STORED) and theirs.numel():
             floor += _COMPUTED * float(theirs.abs().max())
         excess = (ours - theirs).abs() - (relative * theirs.abs() + floor + step)
+        excess = torch.where(ours == theirs, 0.0, excess)  # infinities that are the same
         worst = int(excess.flatten().argmax()) if excess.numel() else 0
         if excess.numel() and not float(excess.flatten()[worst]) <= 0:
             x, y = float(ours.flatten()[worst]), float(theirs.flatten()[worst])
             count = int((~(excess <= 0)).sum())
             yield f"{count} of {ours.numel()} numbers of {a.name!r} are off, the worst {x:.6g} instead of {y:.6g}"
 
-    def _step(self, source: _Source) -> Tensor | float | None:
-        """Half the step between stored integers, per element; 0 for plain numbers, None for palettes and pruning."""
+    def _step(self, source: _Source, theirs: Tensor) -> Tensor | float | None:
+        """Half the step between stored integers, per element; 0 for plain numbers, None for palettes and pruning.
+
+        Never more than the twin's own numbers need: a file whose scale is too coarse is not excused by it.
+        """
         op = source.op
         if op is None or not op.kind.startswith("constexpr"):
             return 0.0
         given: dict[str, Any] = {**{k: v[0] for k, v in op.inputs.items()}, **op.attributes}
+        rank = theirs.ndim
         if op.kind == "constexpr_affine_dequantize":
-            scale, axis = torch.as_tensor(given["scale"].data).float(), int(given["axis"].data)
-            sides = [1] * len(self.types[0][source.name].sides)
-            if scale.ndim:
-                sides[axis] = -1
-            return 0.5 * scale.abs().reshape(sides if scale.ndim else [])
-        if op.kind == "constexpr_blockwise_shift_scale":
-            scale = self._number(given["scale"]).abs()
-            for axis, side in enumerate(self.types[0][source.name].sides):
-                scale = scale.repeat_interleave(side // scale.shape[axis], axis)
-            return 0.5 * scale
-        return None
+            scale, axis = self._number(given["scale"]), self._number(given["axis"])
+            scale = scale.reshape([-1 if i == int(axis) % rank else 1 for i in range(rank)]) if scale.ndim else scale
+            scale, data = scale.reshape([1] * rank) if not scale.ndim else scale, given["quantized_data"]
+        elif op.kind == "constexpr_blockwise_shift_scale":
+            scale, data = self._number(given["scale"]), given["data"]
+        else:
+            return None
+        bits = (self.types[0][data] if isinstance(data, str) else data.type).dtype.bits
+        blocks: list[int] = [side // int(count) for side, count in zip(theirs.shape, scale.shape, strict=True)]
+        split = theirs.abs().reshape([part for pair in zip(scale.shape, blocks, strict=True) for part in pair])
+        needed = split.amax(dim=[2 * i + 1 for i in range(rank)]) / (2 ** (bits - 1) - 1)
+        half: Tensor = 0.5 * torch.minimum(scale.abs(), _NEEDED * needed)
+        for i, block in enumerate(blocks):
+            half = half.repeat_interleave(block, i)
+        return half
 
     def _number(self, argument: Any) -> Tensor:
         return self.constants[0][argument] if isinstance(argument, str) else torch.as_tensor(argument.data).float()

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from ...errors import BadInput
 from .._reading import damage_reported
-from .values import MAX_ELEMENTS, Dtype, unpack
+from .values import Dtype, unpack
 
 NEWEST = 9  # specification version of iOS 18 and macOS 15, the last whose operations are known here
 _MAX_MANIFEST = 1 << 20
 _MAX_MODEL = 1 << 28  # 256 MiB: descriptions take a few megabytes, weights live in their own files
+_MAX_WEIGHTS = 1 << 33  # 8 GiB
 _MODEL_ROOT = "@model_path/"
 _HEADER, _RECORD = 64, 64
 _SENTINEL = 0xDEADBEEF
@@ -72,23 +73,29 @@ class Package:
     path: Path
     spec: Any
     model: Path
-    _open: dict[str, WeightFile] = field(default_factory=dict)
+    _open: dict[Path, WeightFile] = field(default_factory=dict)
 
     def weights(self, name: str) -> WeightFile:
         """Open a weight file the program refers to, as '@model_path/weights/weight.bin'."""
-        if name not in self._open:
-            self._open[name] = _open_weights(self.path, self._resolve(name))
-        return self._open[name]
+        path = self._resolve(name)
+        if path not in self._open:
+            self._open[path] = _open_weights(self.path, path)
+        return self._open[path]
 
     def _resolve(self, name: str) -> Path:
         inside = PurePosixPath(name.removeprefix(_MODEL_ROOT))
         if not name.startswith(_MODEL_ROOT) or inside.is_absolute() or ".." in inside.parts:
             raise BadInput(f"{self.path} refers to weights in {name!r}, which is not inside the package.")
-        return _inside(self.path, self.model.parent / inside)
+        return _inside(self.path, self.model.parent / inside).resolve()
 
 
 def read_package(path: Path) -> Package:
     """Open a saved package that holds an ML program; BadInput says what is wrong with any other."""
+    with damage_reported(path, "Core ML"):
+        return _read(path)
+
+
+def _read(path: Path) -> Package:
     if path.suffix == ".mlmodel" or path.is_file():
         raise BadInput(f"{path} is a single file; an ML program is a .mlpackage directory.")
     if not path.is_dir():
@@ -98,7 +105,7 @@ def read_package(path: Path) -> Package:
         raise BadInput(f"{path} names {model.name} as its model, but it is not there.")
     if model.stat().st_size > _MAX_MODEL:
         raise BadInput(f"{model} has {model.stat().st_size} bytes, more than {_MAX_MODEL} for a description.")
-    with warnings.catch_warnings(), damage_reported(path, "Core ML"):
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from coremltools.proto import Model_pb2
 
@@ -121,9 +128,8 @@ def _root_item(path: Path) -> PurePosixPath:
         raise BadInput(f"{path} is not a Core ML package: it has no Manifest.json.")
     if manifest.stat().st_size > _MAX_MANIFEST:
         raise BadInput(f"{manifest} has {manifest.stat().st_size} bytes; a manifest takes a few hundred.")
-    with damage_reported(path, "Core ML"):
-        raw: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
-        item = PurePosixPath(str(raw["itemInfoEntries"][raw["rootModelIdentifier"]]["path"]))
+    raw: Mapping[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+    item = PurePosixPath(str(raw["itemInfoEntries"][raw["rootModelIdentifier"]]["path"]))
     if item.is_absolute() or ".." in item.parts:
         raise BadInput(f"{manifest} points to {item}, outside the package.")
     return item
@@ -131,22 +137,24 @@ def _root_item(path: Path) -> PurePosixPath:
 
 def _inside(package: Path, path: Path) -> Path:
     """Return `path` unless a link leads it out of the package."""
-    with damage_reported(package, "Core ML"):
-        if not path.resolve().is_relative_to(package.resolve()):
-            raise BadInput(f"{package} links to {path.name} outside itself.")
+    if not path.resolve().is_relative_to(package.resolve()):
+        raise BadInput(f"{package} links to {path.name} outside itself.")
     return path
 
 
 def _open_weights(package: Path, path: Path) -> WeightFile:
     if not path.is_file():
         raise BadInput(f"{package} has lost its weights: there is no {path.name}.")
-    if path.stat().st_size < _HEADER:
-        raise BadInput(f"{path} has {path.stat().st_size} bytes, too few for a weight file; it was cut short.")
+    size = path.stat().st_size
+    if size < _HEADER:
+        raise BadInput(f"{path} has {size} bytes, too few for a weight file; it was cut short.")
+    if size > _MAX_WEIGHTS:
+        raise BadInput(f"{path} has {size} bytes, more than the {_MAX_WEIGHTS} that a phone could hold.")
     # read, not mapped: a mapped file that somebody cuts short while it runs kills the process
     data = np.fromfile(path, np.uint8)
     count, version = struct.unpack_from("<II", data[:8].tobytes())
     if version != 2:
         raise BadInput(f"{path} is a weight file of version {version}; Core ML packages use version 2.")
-    if count * _RECORD > len(data) or len(data) > 4 * MAX_ELEMENTS * 16:
-        raise BadInput(f"{path} claims {count} weights in {len(data)} bytes.")
+    if count * _RECORD > size:
+        raise BadInput(f"{path} claims {count} weights in {size} bytes.")
     return WeightFile(path, data)

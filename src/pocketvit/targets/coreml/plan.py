@@ -13,7 +13,7 @@ from .arithmetic import to_half
 from .ops import Handler
 from .program import Op
 
-_MAX_LOOPS = 100_000
+_MAX_ROUNDS = 100_000  # of all loops of one run together, nested ones included
 
 
 class Slots(Protocol):
@@ -25,7 +25,7 @@ class Slots(Protocol):
 
 Observer = Callable[[Op, Mapping[str, Any], tuple[Any, ...]], None]
 # what torch raises when the content of indices or shapes is wrong; anything else is our own mistake
-TORCH_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, OverflowError, KeyError)
+TORCH_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, ArithmeticError, KeyError)
 
 
 @dataclass(slots=True)
@@ -65,6 +65,14 @@ class Step:
 
 
 @dataclass(slots=True)
+class Execution:
+    """One run: who watches it, and how many rounds its loops have made."""
+
+    observe: Observer | None = None
+    rounds: int = 0
+
+
+@dataclass(slots=True)
 class Plan:
     """The steps of a block. slots are numbered through the whole program, so that nested blocks see outer values."""
 
@@ -72,15 +80,15 @@ class Plan:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
 
-    def run(self, slots: list[Any], observe: Observer | None) -> None:
+    def run(self, slots: list[Any], execution: Execution) -> None:
         """Execute every step on `slots`, in place."""
         for step in self.steps:
             arguments = step.arguments(slots)
-            results = _control(step, arguments, slots, observe) if step.blocks else step.compute(arguments)
+            results = _control(step, arguments, slots, execution) if step.blocks else step.compute(arguments)
             for i, slot in enumerate(step.results):
                 slots[slot] = to_half(results[i]) if step.rounded[i] else results[i]
-            if observe is not None:
-                observe(step.op, arguments, tuple(slots[slot] for slot in step.results))
+            if execution.observe is not None:
+                execution.observe(step.op, arguments, tuple(slots[slot] for slot in step.results))
             for slot in step.frees:
                 slots[slot] = None
 
@@ -100,28 +108,29 @@ class Compiled:
             slots[slot] = constant
         for slot, value in zip(self.plan.inputs, inputs, strict=True):
             slots[slot] = value
-        self.plan.run(slots, observe)
+        self.plan.run(slots, Execution(observe))
         return tuple(slots[slot] for slot in self.plan.outputs)
 
 
-def _control(step: Step, arguments: dict[str, Any], slots: list[Any], observe: Observer | None) -> tuple[Any, ...]:
+def _control(step: Step, arguments: dict[str, Any], slots: list[Any], execution: Execution) -> tuple[Any, ...]:
     if step.op.kind == "cond":
         chosen = step.blocks[0] if bool(arguments["pred"][0]) else step.blocks[1]
-        chosen.run(slots, observe)
+        chosen.run(slots, execution)
         return tuple(slots[slot] for slot in chosen.outputs)
     test, body = step.blocks
     values = arguments["loop_vars"]
-    for _ in range(_MAX_LOOPS):
+    while execution.rounds < _MAX_ROUNDS:
+        execution.rounds += 1
         for slot, value in zip(test.inputs, values, strict=True):
             slots[slot] = value
-        test.run(slots, observe)
+        test.run(slots, execution)
         if not bool(slots[test.outputs[0]]):
             return values
         for slot, value in zip(body.inputs, values, strict=True):
             slots[slot] = value
-        body.run(slots, observe)
+        body.run(slots, execution)
         values = tuple(slots[slot] for slot in body.outputs)
-    raise BadInput(f"{step.op} did not end after {_MAX_LOOPS} rounds.")
+    raise BadInput(f"{step.op} did not end after {_MAX_ROUNDS} rounds of all loops")
 
 
 def plain(value: Any, kind: str, name: str) -> Any:

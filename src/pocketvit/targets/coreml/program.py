@@ -15,6 +15,8 @@ from .values import MAX_ELEMENTS, Dtype, TensorType, Value, unpack
 
 _MAX_OPS = 200_000
 _MAX_DEPTH = 8  # of blocks within blocks; the Python stack is not the limit
+_MAX_NAME = 1000
+_MAX_BYTES = 1 << 33  # of all constants together, unpacked
 _OPSETS = {"CoreML5": 15, "CoreML6": 16, "CoreML7": 17, "CoreML8": 18}
 _FIELDS = {"floats": np.float32, "ints": np.int32, "bools": np.bool_, "longInts": np.int64, "doubles": np.float64}
 
@@ -85,7 +87,7 @@ def read_program(package: Package) -> Program:
         if str(package.path) in str(e):
             raise
         raise BadInput(f"{package.path}: {e}") from e
-    except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as e:
+    except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError, OSError) as e:
         raise BadInput(f"{package.path} is not a readable ML program ({type(e).__name__}: {e}).") from e
 
 
@@ -94,6 +96,7 @@ class _Reader:
         self.package = package
         self.count = 0
         self.files: set[str] = set()
+        self.bytes = 0
 
     def program(self) -> Program:
         functions = self.package.spec.mlProgram.functions
@@ -109,7 +112,7 @@ class _Reader:
             raise BadInput(f"{self.package.path} has no operations for its own version {function.opset}.")
         inputs = tuple(self._output(named) for named in function.inputs)
         block = self._block(function.block_specializations[function.opset], 0)
-        _check_names(inputs, block, set())
+        _check_names(inputs, block, [])
         return Program(
             inputs=inputs,
             block=block,
@@ -132,6 +135,8 @@ class _Reader:
         if self.count > _MAX_OPS:
             raise BadInput(f"it holds more than {_MAX_OPS} operations")
         index = self.count
+        if max(map(len, (spec.type, *(output.name for output in spec.outputs)))) > _MAX_NAME:
+            raise BadInput(f"operation {index} has a name of more than {_MAX_NAME} characters")
         try:
             return Op(
                 kind=spec.type,
@@ -166,6 +171,9 @@ class _Reader:
         if kind != "tensorType":
             raise BadInput(f"a value of kind {kind} cannot be read")
         type_ = _tensor_type(spec.type.tensorType)
+        self.bytes += math.prod(type_.sides) * 4  # as float32, which is what they become
+        if self.bytes > _MAX_BYTES:
+            raise BadInput(f"its constants take more than {_MAX_BYTES} bytes")
         if immediate is not None:
             return Value(type_, _immediate(immediate.tensor, type_))
         if spec.WhichOneof("value") != "blobFileValue":
@@ -225,22 +233,21 @@ def _immediate(tensor: Any, type_: TensorType) -> np.ndarray | str | tuple:
     return numbers.reshape(sides)
 
 
-def _check_names(inputs: tuple[Output, ...], block: Block, known: set[str]) -> None:
-    """Every name is made before it is used, and made once."""
-    known = known | {output.name for output in (*inputs, *block.inputs)}
-    made: set[str] = set()
+def _check_names(inputs: tuple[Output, ...], block: Block, outer: list[set[str]]) -> None:
+    """Every name is made before it is used, and made once; `outer` are the names of the blocks around this one."""
+    made = {given.name for given in (*inputs, *block.inputs)}
+    scopes = [*outer, made]
     for op in block.ops:
         for parameter, arguments in op.inputs.items():
             for argument in arguments:
-                if isinstance(argument, str) and argument not in known:
+                if isinstance(argument, str) and not any(argument in scope for scope in scopes):
                     raise BadInput(f"{op}: its {parameter} is {argument!r}, which nothing before it makes")
         for nested in op.blocks:
-            _check_names((), nested, known)
+            _check_names((), nested, scopes)
         for output in op.outputs:
             if output.name in made:
                 raise BadInput(f"{op}: {output.name!r} is made twice")
             made.add(output.name)
-            known.add(output.name)
     for name in block.outputs:
-        if name not in known:
+        if not any(name in scope for scope in scopes):
             raise BadInput(f"the result {name!r} is made by no operation")

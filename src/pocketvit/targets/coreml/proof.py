@@ -7,6 +7,8 @@ every value inside that has the same name in PyTorch's exported graph and in the
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
+import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -27,6 +29,7 @@ from .ops import OPS
 from .package import read_package
 from .program import Op, read_program
 from .repair import TOLERANCE, difference, repaired_changes
+from .values import Dtype
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,13 +48,16 @@ def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], re
     """
     program = capture(module, artifact.spec).run_decompositions({})
     package = read_package(artifact.path)
+    shipped = read_program(package)
+    types = [output.type for op in shipped.block.walk() for output in op.outputs if output.type is not None]
+    if artifact.precision is Precision.FP32 and any(type_.dtype is Dtype.FP16 for type_ in types):
+        raise CheckFailed("it says fp32 and holds fp16 values.")
     changes = repaired_changes(package)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "twin.mlpackage"
         convert(program, dataclasses.replace(artifact, path=path, precision=Precision.FP32, quantized=None))
         twin = Interpreter(path)
         shown = follows(twin, program, images[:_MOST_IMAGES], reference[:_MOST_IMAGES])
-        shipped = read_program(package)
         if changes:
             # its operations are not the twin's: those of the package that was repaired are, and the two must be equal
             before = Path(directory) / "unrepaired.mlpackage"
@@ -67,7 +73,7 @@ def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], re
         count = sum(op.kind != "const" for op in shipped.block.ops)
         return f"{shown}, and the file is its twin: {count} operations, each weight within its format's rounding"
     others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    made, here = (versions.get("coremltools") for versions in (artifact.made_with, _made_here()))
+    made, here = artifact.made_with.get("coremltools"), importlib.metadata.version("coremltools")
     if made != here:
         # another version may write another program for the same model
         return f"{shown}; the file was made with coremltools {made}, not {here}, so operations were not compared"
@@ -104,7 +110,10 @@ def _scale_error(twin: Interpreter, images: NDArray[np.float32], reference: NDAr
 
 
 def _errors_inside(twin: Interpreter, program: ExportedProgram, image: NDArray[np.float32]) -> dict[str, float]:
-    """The largest error of every value that both sides have under one name and shape, relative to its largest."""
+    """The largest error of the values that both sides have under one name and shape, relative to the largest.
+
+    A value that differs and whose name coremltools may have made up itself is left out.
+    """
     names = {output.name for op in twin.program.block.ops for output in op.outputs}
     values: dict[str, torch.Tensor] = {}
 
@@ -128,8 +137,7 @@ def _errors_inside(twin: Interpreter, program: ExportedProgram, image: NDArray[n
         expected = values.pop(op.name, None) if len(results) == 1 else None
         if expected is None or expected.shape != results[0].shape or not expected.is_floating_point():
             return
-        scale = float(expected.abs().max())
-        error = float((expected - results[0]).abs().max()) / scale if scale else 0.0
+        error = _relative(expected, results[0])
         # it also numbers what it makes itself (mul_5), and PyTorch may call another value so; that is no error
         numbered = re.fullmatch(r"(.+)_\d+", op.name)
         if error <= INSIDE_ERROR or numbered is None or numbered[1] not in OPS:
@@ -139,7 +147,12 @@ def _errors_inside(twin: Interpreter, program: ExportedProgram, image: NDArray[n
     return errors
 
 
-def _made_here() -> dict[str, str]:
-    import importlib.metadata
-
-    return {"coremltools": importlib.metadata.version("coremltools")}
+def _relative(expected: torch.Tensor, found: torch.Tensor) -> float:
+    """The largest difference over the largest finite value expected; infinite where they disagree about infinity."""
+    finite = expected.isfinite()
+    if not torch.equal(expected[~finite], found[~finite]):
+        return math.inf
+    if not finite.any():
+        return 0.0
+    scale, gap = (float(x[finite].abs().max()) for x in (expected, expected - found))
+    return gap / scale if scale else gap

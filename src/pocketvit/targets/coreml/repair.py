@@ -134,7 +134,8 @@ def write_package(package: Package, spec: Any, out: Path) -> None:
     shutil.copytree(package.path, out, symlinks=True, ignore=shutil.ignore_patterns(_STALE))
     (out / package.model.relative_to(package.path)).write_bytes(spec.SerializeToString())
     if SEAL_KEY in spec.description.metadata.userDefined:
-        seal(out)
+        written = read_package(out)
+        seal(written, read_program(written))
 
 
 def repaired_changes(package: Package) -> tuple[str, ...]:

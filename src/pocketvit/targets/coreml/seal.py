@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput
-from .package import Package, read_package
-from .program import Program, read_program
+from .package import Package
+from .program import Program
 
 SEAL_KEY = "pocketvit.sha256"
 
 
-def seal(path: Path) -> None:
-    """Write the digest of a finished package into its description; anything written later breaks it."""
-    package = read_package(path)
-    program = read_program(package)
+def seal(package: Package, program: Program) -> None:
+    """Write a package's description back with the digest of all it computes and says; any later change breaks it.
+
+    The manifest is not covered: it only names the files.
+    """
     package.spec.description.metadata.userDefined[SEAL_KEY] = digest(package, program)
     package.model.write_bytes(package.spec.SerializeToString())
 
@@ -41,5 +41,5 @@ def digest(package: Package, program: Program) -> str:
     spec.description.metadata.userDefined.pop(SEAL_KEY, None)
     total = hashlib.sha256(spec.SerializeToString(deterministic=True))
     for name in sorted(program.weight_files):
-        total.update(hashlib.sha256(package.weights(name).data.tobytes()).digest())
+        total.update(hashlib.sha256(package.weights(name).data.data).digest())
     return total.hexdigest()
