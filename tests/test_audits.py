@@ -59,7 +59,8 @@ def convert(name: str, directory: Path, precision: Precision = Precision.FP16) -
         weights_sha256="",
     )
     program = capture(deployable(model), model.spec).run_decompositions({})
-    return convert_package(program, draft).path
+    convert_package(program, draft)
+    return draft.path
 
 
 @pytest.fixture(scope="module")
@@ -156,29 +157,51 @@ def test_a_compressed_package_counts_what_it_stores(packages, tmp_path):
     assert 0.5 < share < 0.6, f"{share:.0%} of the 16-bit weights"
 
 
-def test_a_foreign_package_with_a_range_of_shapes(tmp_path):
-    """Traced, not exported, with other names and a height and width that are not fixed."""
+def foreign(path, sides):
+    """A package traced, not exported, with other names and a height and width of 40 as `sides` spells them."""
     import coremltools as ct
 
+    torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 8, 1)).eval()
-    side = ct.RangeDim(32, 64, default=32)
-    program = torch.export.export(
-        net,
-        (torch.zeros(1, 3, 32, 32),),
-        dynamic_shapes=({2: torch.export.Dim("h", min=32, max=64), 3: torch.export.Dim("w", min=32, max=64)},),
-    )
+    dims = {2: torch.export.Dim("h", min=32, max=64), 3: torch.export.Dim("w", min=32, max=64)}
+    dynamic = None if sides == 40 else (dims,)
+    program = torch.export.export(net, (torch.zeros(1, 3, 40, 40),), dynamic_shapes=dynamic)
     package = ct.convert(
         program.run_decompositions({}),
-        inputs=[ct.TensorType(name="picture", shape=(1, 3, side, side))],
+        inputs=[ct.TensorType(name="picture", shape=(1, 3, sides, sides))],
         minimum_deployment_target=ct.target.iOS17,
         skip_model_load=True,
     )
-    path = tmp_path / "foreign.mlpackage"
     package.save(str(path))
-    found = audit_ane(str(path)).audit
+    return str(path)
+
+
+def test_a_foreign_package_with_a_range_of_shapes_counts_at_its_default(tmp_path):
+    import coremltools as ct
+
+    found = audit_ane(foreign(tmp_path / "open.mlpackage", ct.RangeDim(32, 64, default=40))).audit
+    fixed = audit_ane(foreign(tmp_path / "fixed.mlpackage", 40)).audit
     assert any(group.rule == "dynamic" for group in found.groups)
     assert found.off_engine == found.ops, "every shape depends on the picture"
+    assert found.off_engine_reasons == {"a shape that is not fixed": found.ops}
     assert {finding.module for finding in found.findings if finding.located == "weight"} == {"0", "2"}
+    for count in ("padded_bytes", "logical_bytes", "wasted_bytes", "largest_bytes"):
+        assert getattr(found, count) == getattr(fixed, count) > 0, count
+    assert found.left_out == fixed.left_out == fixed.off_engine == 0
+
+
+def test_sizes_that_the_interpreter_cannot_find_are_left_out(tmp_path, monkeypatch):
+    import coremltools as ct
+
+    path = foreign(tmp_path / "open.mlpackage", ct.RangeDim(32, 64, default=40))
+
+    def unknown(package):
+        raise BadInput("pocketvit's interpreter does not know this operation")
+
+    monkeypatch.setattr("pocketvit.targets.coreml.interpreter.Interpreter", unknown)
+    found = audit_ane(path).audit
+    assert found.left_out == found.ops
+    assert found.padded_bytes == found.logical_bytes == 0
 
 
 def test_sweep_of_a_model_that_takes_any_size():
@@ -195,6 +218,23 @@ def test_sweep_sets_the_size_of_a_transformer():
     assert [point.size for point in found.sweep.points] == [32, 64]
     grown = found.sweep.points[1].logical_bytes / found.sweep.points[0].logical_bytes
     assert 257 / 65 < grown < (257 / 65) ** 2, f"{grown:.2f}: linear layers grow with the tokens, attention squared"
+
+
+def test_sweep_keeps_the_windows_of_a_model():
+    """timm's own way would make them 14x14 at twice the size: another model."""
+    found = audit_ane("swin_tiny_patch4_window7_224", sizes=(224, 448)).sweep
+    assert [point.windows for point in found.points] == ["7x7", "7x7"]
+    small, large = found.points
+    # four times the windows at every stage; only the last, of one window, grows by shifts that it had no room for
+    assert large.bytes_per_pixel == pytest.approx(small.bytes_per_pixel, rel=0.02)
+
+
+@pytest.mark.slow
+def test_sweep_tells_of_windows_that_have_to_change():
+    """A map of 64 is not whole windows of 7."""
+    found = audit_ane("maxvit_tiny_rw_224", sizes=(224, 256)).sweep
+    assert found.windows == "7x7"
+    assert [point.windows for point in found.points] == ["7x7", "8x8"]
 
 
 class FixedSize(nn.Module):
@@ -229,6 +269,7 @@ def test_a_size_the_model_refuses_is_reported(monkeypatch):
     assert [point.size for point in found.sweep.points] == [32]
     (refused,) = found.sweep.refused
     assert refused.size == 48
+    assert refused.reason.startswith("RuntimeError: "), refused.reason
     assert "32" in refused.reason, refused.reason
     assert found.sweep.cliffs == ()
 
@@ -278,6 +319,12 @@ def test_bad_input_is_named_before_work(source, arguments, says, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match=says):
         audit_ane(source, **arguments)
+
+
+def test_a_folder_of_packages_is_no_package(tmp_path):
+    (tmp_path / "exported" / "mine.mlpackage").mkdir(parents=True)
+    with pytest.raises(BadInput, match=r"is a folder of packages; name one, such as .*mine\.mlpackage"):
+        audit_ane(str(tmp_path / "exported"))
 
 
 def test_a_package_that_is_no_ml_program_is_refused(tmp_path):

@@ -269,6 +269,7 @@ def evaluate(
     """Top-1 and top-5 of a file or model over every image of a data set's split."""
     dataset = open_data(data, split) if isinstance(data, str) else data
     runner = source if isinstance(source, Runner) else load(source, threads)
+    runner = runner.in_order_of(dataset.labels)
     return accuracy(runner, dataset, progress)
 
 

@@ -29,6 +29,11 @@ def test_json_has_every_finding(cli):
     assert found["for"] == "ane"
     assert found["audit"]["evidence"] == "predicted"
     assert found["audit"]["ops"] > 20
+    assert found["audit"]["name"] == found["name"]
+    assert found["audit"]["padding_ratio"] == found["audit"]["padded_bytes"] / found["audit"]["logical_bytes"]
+    assert found["audit"]["wasted_share"] == found["audit"]["wasted_bytes"] / found["audit"]["padded_bytes"]
+    named = sum(group["wasted_bytes"] for group in found["groups"])
+    assert named + found["audit"]["small_padding_bytes"] == found["audit"]["wasted_bytes"]
     assert sum(group["count"] for group in found["groups"]) == len(found["audit"]["findings"])
     used = {finding["rule"] for finding in found["audit"]["findings"]}
     sources = {rule["id"]: rule["source"] for rule in found["rules"]}
@@ -42,8 +47,9 @@ def test_json_has_every_finding(cli):
 
 def test_sweep_of_chosen_sizes(cli):
     out = cli("audit", MODEL, "--sweep", "--size", "32", "--size", "48", "--size", "64").out
-    assert re.search(r"32 px: \d+ bytes/pixel", out)
-    assert "64 px" in out
+    rows = [line.split()[0] for line in out.splitlines() if re.match(r" *\d+ +[\d,]+ ", line)]
+    assert rows == ["32", "48", "64"], out
+    assert "other sizes, predicted" in out
     assert "cliff" in out
 
 

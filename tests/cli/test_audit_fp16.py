@@ -121,9 +121,12 @@ def test_a_package_of_others_is_fed_pictures(cli, tmp_path):
         (["x.mlpackage", "--for", "fp16", "--repair"], "--repair and --out NEW.mlpackage go together"),
         (["x.mlpackage", "--for", "fp16", "--out", "n.mlpackage"], "--repair and --out NEW.mlpackage go together"),
         (["x.mlpackage", "--for", "fp16", "--repair", "--out", "n.onnx"], "should end in .mlpackage"),
-        (["x.mlpackage", "--for", "fp16", "--sweep"], "--sweep is no option of an audit for fp16"),
+        (
+            ["x.mlpackage", "--for", "fp16", "--sweep"],
+            "--sweep is no option of an audit for fp16; it belongs to --for ane.",
+        ),
         (["x.mlpackage", "--for", "fp16", "--html", "p.html"], "--html is no option of an audit for fp16"),
-        (["x.mlpackage", "--data", "digits"], "--data is no option of an audit for ane"),
+        (["x.mlpackage", "--data", "digits"], "--data is no option of an audit for ane; it belongs to --for fp16."),
         (["x.mlpackage", "--repair"], "--repair is no option of an audit for ane"),
     ],
 )

@@ -114,6 +114,14 @@ def test_eval_of_a_core_ml_package_is_of_the_file_and_says_how_it_is_known(cli, 
     assert abs(found["top1"] - model["top1"]) <= 0.01, (found, model)
 
 
+def test_our_own_package_can_be_interpreted_in_other_arithmetic_and_an_onnx_file_not(cli, exported: Path) -> None:
+    command = ("--data", "digits", "--split", "val", "--arithmetic", "fp32", "--json")
+    found = cli("eval", exported / FILES["coreml:fp16"], *command).json
+    assert found["name"] == "coreml:fp16 vit, in fp32 arithmetic"
+    refused = cli("eval", exported / FILES["onnx:fp32"], *command, code=2).json["error"]
+    assert refused.startswith("onnx:fp32 vit computes as its own runtime does")
+
+
 def test_a_package_that_is_interpreted_is_not_timed(cli, checkpoint: Path, exported: Path) -> None:
     found = cli("bench", checkpoint, exported / FILES["coreml:fp16"], code=2)
     assert "is interpreted on this machine" in " ".join(found.err.split())

@@ -14,7 +14,7 @@ from ..measure.ane.matches import Severity
 from ..measure.ane.rules import RULES
 from ..measure.ane.sweep import Sweep, SweepPoint
 from ..types import Evidence
-from .audit_table import LOCATED, off_engine_text, rest, score_lines, sweep_lines, waste
+from .audit_table import LOCATED, off_engine_text, rest, score_lines, sweep_lines, unknown, waste
 from .cells import percent, plain, size_text
 
 # nothing may be loaded or run: the page is text, styles and drawn lines
@@ -101,12 +101,13 @@ def _header(audit: Audit, title: str) -> str:
         f"<div><dt>{name}</dt><dd>{value}<small>{_text(more)}</small>{_evidence(audit.evidence)}</dd></div>"
         for name, value, more in facts
     )
+    left_out = "".join(f"<p class=about>{line}</p>" for line in unknown(audit))
     about = (
         "What the Neural Engine would have to move for one image, counted from the graph. The last axis of every "
         "activation is padded to 64 bytes; reshapes that keep it are free. Nothing ran on a Neural Engine, and no "
         "number here is a time."
     )
-    return f"<header><h1>{_text(title)}</h1><p class=about>{about}</p><dl class=totals>{cells}</dl></header>"
+    return f"<header><h1>{_text(title)}</h1><p class=about>{about}</p><dl class=totals>{cells}</dl>{left_out}</header>"
 
 
 def _evidence(evidence: Evidence) -> str:
@@ -115,11 +116,11 @@ def _evidence(evidence: Evidence) -> str:
 
 def _findings(audit: Audit) -> str:
     groups = audit.groups
+    left = "".join(f"<p class=notes>{_text(line)}</p>" for line in rest(audit))
     if not groups:
-        return "<section><h2>Findings</h2><p class=notes>No rule applies.</p></section>"
+        return f"<section><h2>Findings</h2><p class=notes>No rule applies.</p>{left}</section>"
     most = max(group.wasted_bytes for group in groups) or 1
     rows = "\n".join(_finding(group, most) for group in groups)
-    left = "".join(f"<p class=notes>{_text(line)}</p>" for line in rest(audit))
     return (
         "<section><h2>Findings, most wasteful first</h2><p class=notes>Places alike stand in one line, with * for "
         "their numbers and the worst of them below; in a file, after is the module of the last weight before. Waste "

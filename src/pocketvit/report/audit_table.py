@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..measure.ane.audit import Audit, Group
 from ..measure.ane.compute_plan import Score
-from ..measure.ane.matches import LEAST_WASTE, Severity
+from ..measure.ane.matches import Severity
 from ..measure.ane.sweep import Sweep
 from .cells import percent, plain, size_text
 
@@ -46,7 +46,6 @@ def audit_lines(
 
 def totals(audit: Audit) -> tuple[str, ...]:
     """What the whole model moves, in three sentences; a fourth where sizes are not known."""
-    left_out = f"sizes unknown: {audit.left_out} operations left out of the bytes"
     return (
         f"{audit.ops} operations, rank {audit.highest_rank} at most, {size_text(audit.weight_bytes)} of weights; "
         + off_engine_text(audit),
@@ -55,8 +54,13 @@ def totals(audit: Audit) -> tuple[str, ...]:
         "computation",
         f"{audit.layout_copies} layout copies move {size_text(audit.layout_copy_bytes)}, {audit.transposes} of them "
         f"transposes; largest activation {size_text(audit.largest_bytes)} (all {audit.evidence})",
-        *([left_out] if audit.left_out else []),
+        *unknown(audit),
     )
+
+
+def unknown(audit: Audit) -> list[str]:
+    """How many operations no count of bytes holds, in a sentence; none where all are known."""
+    return [f"sizes unknown: {audit.left_out} operations left out of the bytes"] if audit.left_out else []
 
 
 def off_engine_text(audit: Audit) -> str:
@@ -67,10 +71,10 @@ def off_engine_text(audit: Audit) -> str:
 
 def rest(audit: Audit) -> list[str]:
     """What the findings leave to the total, in a sentence; none where they leave nothing."""
-    left = audit.small_padding_bytes
-    return (
-        [f"{size_text(left)} padding in operations that waste less than {LEAST_WASTE:.0%}, no finding"] if left else []
-    )
+    if not audit.small_padding_bytes:
+        return []
+    left = size_text(audit.small_padding_bytes)
+    return [f"{left} padding in operations that waste less than a fifth, which no finding names"]
 
 
 def _reading(groups: tuple[Group, ...]) -> str:

@@ -101,6 +101,20 @@ def test_a_damaged_operation_is_named(tmp_path, bad):
         load_plan(write(tmp_path / "plan.json", [row("first"), bad]))
 
 
+@pytest.mark.parametrize("bad", [row(preferred="tpu"), row(supported=["cpu", "tpu"])])
+def test_an_unknown_device_is_named_with_those_known(tmp_path, bad):
+    says = "Operation 0 of .* names the device 'tpu'; known: neural_engine, gpu, cpu, other"
+    with pytest.raises(BadInput, match=says):
+        load_plan(write(tmp_path / "plan.json", [bad]))
+
+
+def test_a_device_that_the_script_did_not_know_is_off_the_engine(tmp_path):
+    plan = load_plan(write(tmp_path / "plan.json", [row(preferred="other", supported=["other"])]))
+    assert (plan[0].preferred, plan[0].supported) == ("other", ("other",))
+    found = score([record("a")], plan)
+    assert (found.on_engine, found.of) == (0, 1), "it has a device, which is not none"
+
+
 def test_more_refusals(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="There is no compute plan"):
         load_plan(tmp_path / "none.json")
@@ -167,10 +181,12 @@ class ComputeUnit(enum.Enum):
 from types import SimpleNamespace as N
 class MLNeuralEngineComputeDevice: pass
 class MLCPUComputeDevice: pass
+class MLQuantumComputeDevice: pass
 def op(name, kind, blocks=()):
     return N(operator_name=kind, outputs=[N(name=name)], blocks=blocks)
 inner = op("inner", "ios16.add")
-OPS = [op("w", "const"), op("a", "ios16.conv"), op("c", "ios16.cond", [N(operations=[inner])])]
+new = op("new", "ios18.new")
+OPS = [op("w", "const"), op("a", "ios16.conv"), op("c", "ios16.cond", [N(operations=[inner])]), new]
 class MLComputePlan:
     model_structure = N(program=N(functions={"main": N(block=N(operations=OPS))}))
     @classmethod
@@ -182,6 +198,8 @@ class MLComputePlan:
             return None
         both = [MLNeuralEngineComputeDevice(), MLCPUComputeDevice()]
         preferred = both[operation.operator_name.endswith("cond")]
+        if operation is new:
+            preferred = MLQuantumComputeDevice()
         return N(preferred_compute_device=preferred, supported_compute_devices=both)
     def get_estimated_cost_for_mlprogram_operation(self, operation):
         return None if operation.operator_name == "const" else N(weight=0.5)
@@ -203,6 +221,7 @@ def test_the_mac_script_writes_what_we_read(tmp_path):
         ("a", "conv", "neural_engine", 0.5),
         ("c", "cond", "cpu", 0.5),
         ("inner", "add", "neural_engine", 0.5),
+        ("new", "new", "other", 0.5),
     ]
     missing = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=False)
     assert missing.returncode == 1

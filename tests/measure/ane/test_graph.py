@@ -25,7 +25,7 @@ def op(kind, inputs, outputs, **more):
         ((4, 20), "int32", 320, 4 * 128),
         ((100,), "bool", 100, 128),
         ((), "fp16", 2, 64),
-        ((None, 8), "fp16", 16, 64),
+        ((None, 8), "fp16", 0, 0),  # not known is not 1
     ],
 )
 def test_bytes_of_a_tensor(shape, dtype, logical, padded):
@@ -81,3 +81,18 @@ def test_waste_is_charged_once():
     found = audit(ops)
     assert [finding.rule for finding in found.findings] == ["norm"]
     assert found.findings[0].wasted_bytes == found.wasted_bytes == sum(one.wasted_bytes for one in ops)
+
+
+def test_an_operation_of_unknown_size_is_left_out_and_counted():
+    known = op("relu", [(8, 16)], [(8, 16)])
+    found = audit([known, op("add", [(8, 16), (None, 16)], [(None, 16)]), op("reshape", [(None, 16)], [(None, 16)])])
+    assert (found.padded_bytes, found.left_out) == (known.padded_bytes, 1), "a view moves nothing, known or not"
+    assert found.largest_bytes == 8 * 64
+
+
+def test_findings_and_the_rest_add_up_to_the_waste():
+    """40 of 64 values in a row are a finding, 63 are not."""
+    found = audit([op("relu", [(8, 40)], [(8, 40)]), op("relu", [(8, 63)], [(8, 63)])])
+    assert [finding.wasted_bytes for finding in found.findings] == [2 * 8 * 24 * 2]
+    assert found.small_padding_bytes == 2 * 8 * 1 * 2
+    assert found.wasted_share == found.wasted_bytes / found.padded_bytes == (48 + 2) / (2 * 128)

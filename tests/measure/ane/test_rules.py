@@ -96,6 +96,12 @@ CASES = {
         Rewrite.KEEP_LAYOUT,
         lambda: audited(lambda x: x.reshape(8, 8, 96).relu(), (1, 64, 96)),
     ),
+    "copies of attention": (
+        "copies",
+        lambda: audited(Attention(), TOKENS),
+        Rewrite.EINSUM,
+        lambda: audited(lambda x: x.relu() @ x, (1, 64, 64)),
+    ),
     "padding": (
         "padding",
         lambda: audited(torch.relu, (1, 64, 7, 7)),
@@ -123,7 +129,6 @@ CASES = {
     "dynamic": ("dynamic", lambda: one("relu", (None, 64)), Rewrite.FIXED_SHAPE, lambda: one("relu")),
     "float32": ("float32", lambda: one("relu", dtype="fp32"), Rewrite.HALF, lambda: one("cast", dtype="fp32")),
     "weights": ("weights", lambda: many(2, 5 * 10**8), Rewrite.SMALLER, lambda: many(2, 4 * 10**8)),
-    "ops": ("ops", lambda: many(595), Rewrite.FEWER_OPS, lambda: many(594)),
     "layout": (
         "layout",
         lambda: audited(Mlp(64), (1, 256, 64)),
@@ -219,3 +224,28 @@ def test_prediction_of_placement(kind, dtype, rank, says):
     tensor = Tensor("x", (2,) * rank, dtype)
     record = OpRecord(kind=kind, name="op", inputs=(tensor,), outputs=(tensor,), expandable=rank <= 5)
     assert (says in off_engine(record)) if says else (off_engine(record) == "")
+
+
+def test_a_copy_is_called_attention_only_beside_a_product_or_softmax():
+    def rewrites(function, shape=(1, 64, 96)):
+        return {finding.rewrite for finding in audited(function, shape).findings if finding.rule == "copies"}
+
+    assert rewrites(lambda x: x.transpose(1, 2).relu()) == {Rewrite.KEEP_LAYOUT}
+    assert rewrites(lambda x: nn.functional.linear(x.transpose(1, 2), torch.ones(8, 64))) == {Rewrite.KEEP_LAYOUT}
+    assert rewrites(lambda x: (x.transpose(1, 2) * 0.5).softmax(-1)) == {Rewrite.EINSUM}
+    assert rewrites(lambda x: (x.relu() @ x.mT.sigmoid()).transpose(1, 2).relu()) >= {Rewrite.EINSUM}
+
+
+def test_a_gather_that_keeps_its_shape_is_a_shift_only_when_it_rolls():
+    (found,) = [one for one in audited(lambda x: x[:, [2, 0, 3, 1]], (1, 4, 32)).findings if one.rule == "kinds"]
+    assert found.rewrite is Rewrite.REPLACE_KIND
+    assert "shift" not in found.what
+
+
+def test_what_is_off_the_engine_is_counted_by_reason():
+    shapes = Tensor("x", (2, 2)), Tensor("y", (2, 2), "fp32")
+    ops = [OpRecord(kind="gather", name="g", inputs=shapes[:1], outputs=shapes[:1])]
+    ops += [OpRecord(kind="relu", name=f"r{i}", inputs=shapes[1:], outputs=shapes[1:]) for i in range(2)]
+    found = audit(ops)
+    assert found.off_engine == 3
+    assert list(found.off_engine_reasons.items()) == [("32-bit floats", 2), ("gather", 1)]

@@ -145,6 +145,8 @@ class _Compiler:
             if len(arguments) != 1 and kind not in ("Tensors", "Ints", "Bools"):
                 raise BadInput(f"its {name} holds {len(arguments)} values instead of one")
             slots = tuple(self._place(argument) for argument in arguments)
+            if known[name].is_tensor and not all(isinstance(self.dry[slot], Tensor) for slot in slots):
+                raise BadInput(f"its {name} is text or a list, not numbers")
             if kind == "Tensors":
                 dynamic.append((name, kind, slots))
             elif kind == "Tensor" or (len(slots) == 1 and slots[0] not in self.known):

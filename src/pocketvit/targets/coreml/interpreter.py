@@ -93,7 +93,7 @@ class Interpreter:
                 with torch.inference_mode():
                     compiled = compile_program(self.program, named, self.arithmetic)
             except BadInput as e:
-                raise BadInput(f"{self.path}: {e}.") from e
+                raise BadInput(f"{self.path}: {str(e).removesuffix('.')}.") from e
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.pop(next(iter(self._plans)))
             self._plans[shapes] = compiled

@@ -55,7 +55,7 @@ class WeightFile:
         try:
             return unpack(self._slice(start, size, "weights"), dtype, elements)
         except BadInput as e:
-            raise BadInput(f"{self.path} at byte {offset}: {e}.") from e
+            raise BadInput(f"{self.path} at byte {offset}: {str(e).removesuffix('.')}.") from e
 
     def _slice(self, start: int, size: int, what: str) -> NDArray[np.uint8]:
         if start < _HEADER or start + size > len(self.data):
@@ -97,7 +97,9 @@ def read_package(path: Path) -> Package:
 
 def _read(path: Path) -> Package:
     if path.suffix == ".mlmodel" or path.is_file():
-        raise BadInput(f"{path} is a single file; an ML program is a .mlpackage directory.")
+        raise BadInput(
+            f'{path} is a single file; convert it to an ML program (.mlpackage) with convert_to="mlprogram".'
+        )
     if not path.is_dir():
         raise BadInput(f"There is no {path}.")
     model = _inside(path, path / "Data" / _root_item(path))

@@ -59,7 +59,7 @@ class Dtype(StrEnum):
     def numpy(self) -> np.dtype:
         """The smallest numpy type that holds an element; integers narrower than a byte get a byte."""
         if self is Dtype.STRING:
-            raise BadInput("Strings are no numbers.")
+            raise BadInput("strings are no numbers")
         if self is Dtype.BF16:
             return np.dtype(np.float32)
         if self.is_float:
