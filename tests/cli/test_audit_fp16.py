@@ -113,6 +113,25 @@ def test_a_package_of_others_is_fed_pictures(cli, tmp_path):
     assert not (tmp_path / "n.mlpackage").exists()
 
 
+def test_an_array_of_others_needs_its_mean_and_std(cli, tmp_path):
+    import coremltools as ct
+    from coremltools.converters.mil import Builder as mb
+
+    @mb.program(input_specs=[mb.TensorSpec(shape=(1, 3, 8, 8))], opset_version=ct.target.iOS16)
+    def program(picture):
+        return mb.reduce_sum(x=mb.relu(x=picture), axes=[2, 3], name="sums")
+
+    ct.convert(program, minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(
+        str(tmp_path / "theirs.mlpackage")
+    )
+    call = ["audit", "theirs.mlpackage", "--for", "fp16", "--images", 2]
+    assert "give --mean and --std" in cli(*call, code=2).err
+    found = cli(*call, "--mean", "0,0,0", "--std", "0.01,0.01,0.01", "--json").json
+    (relu,) = [op for op in found["audit"]["headroom"]["ops"] if op["kind"] == "relu"]
+    largest = relu["result"]["worst"] * 65504
+    assert 50 < largest <= 100.1, f"RGB in [0, 1] over 0.01 reaches {largest}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -127,6 +146,8 @@ def test_a_package_of_others_is_fed_pictures(cli, tmp_path):
         ),
         (["x.mlpackage", "--for", "fp16", "--html", "p.html"], "--html is no option of an audit for fp16"),
         (["x.mlpackage", "--data", "digits"], "--data is no option of an audit for ane; it belongs to --for fp16."),
+        (["x.mlpackage", "--mean", "0,0,0"], "--mean is no option of an audit for ane; it belongs to --for fp16."),
+        (["x.mlpackage", "--for", "fp16", "--mean", "0,0,0"], "--mean needs --std"),
         (["x.mlpackage", "--repair"], "--repair is no option of an audit for ane"),
     ],
 )

@@ -9,9 +9,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from ..errors import BadInput
-from ..types import plain
+from ..types import InputSpec, plain
 from . import app
-from .options import AsJson, Pretrained, Strict
+from .options import AsJson, Mean, Pretrained, Std, Strict, foreign_spec
 from .session import Session, session
 
 _DERIVED = ("padding_ratio", "wasted_share", "small_padding_bytes")  # what an audit works out from its counts
@@ -51,6 +51,8 @@ def audit(
     repair_to: Annotated[
         Path | None, typer.Option("--out", metavar="NEW", help="fp16: the rewritten package, with --repair.")
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     pretrained: Pretrained = False,
     as_json: AsJson = False,
 ) -> None:
@@ -70,9 +72,10 @@ def audit(
             _refuse_options(subject, {"--sweep": sweep, "--size": sizes, "--plan": plan, "--html": html})
             if repair != (repair_to is not None):
                 raise BadInput("--repair and --out NEW.mlpackage go together.")
-            _audit_fp16(out, source, data or "photos", images or 8, strict, repair_to, all_)
+            foreign = foreign_spec(mean, std)
+            _audit_fp16(out, source, data or "photos", images or 8, strict, repair_to, foreign, all_)
         _refuse_options(subject, {"--data": data, "--images": images, "--strict": strict, "--repair": repair})
-        _refuse_options(subject, {"--out": repair_to})
+        _refuse_options(subject, {"--out": repair_to, "--mean": mean, "--std": std})
         if html is not None:
             _check_page(html)
         from ..audits import audit_ane
@@ -124,7 +127,14 @@ def _refuse_options(subject: Subject, given: dict[str, Any]) -> None:
 
 
 def _audit_fp16(
-    out: Session, source: str, data: str, images: int, strict: bool, repair_to: Path | None, every: bool
+    out: Session,
+    source: str,
+    data: str,
+    images: int,
+    strict: bool,
+    repair_to: Path | None,
+    foreign: InputSpec | None,
+    every: bool,
 ) -> NoReturn:
     """Audit, print, and leave: with exit code 1 when a repair leaves something that overflows."""
     from rich.markup import escape
@@ -132,7 +142,15 @@ def _audit_fp16(
     from ..audits import audit_fp16
     from ..report.headroom_table import headroom_lines, repair_lines
 
-    found = audit_fp16(source, data=data, images=images, strict=strict, repair_to=repair_to, progress=out.progress)
+    found = audit_fp16(
+        source,
+        data=data,
+        images=images,
+        strict=strict,
+        repair_to=repair_to,
+        foreign=foreign,
+        progress=out.progress,
+    )
     lines = headroom_lines(found.headroom, found.before, every)
     if found.repaired is not None:
         lines += repair_lines(found.repaired, found.after, every)
