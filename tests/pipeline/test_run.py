@@ -173,13 +173,18 @@ STAGES = [
 ]
 
 
-def test_killed_at_every_stage_a_run_ends_with_the_same_results(finished: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages", [pytest.param(STAGES[::2], id="half"), pytest.param(STAGES, id="all", marks=pytest.mark.slow)]
+)
+def test_killed_at_every_stage_a_run_ends_with_the_same_results(
+    stages: list[str], finished: tuple[Path, Path], tmp_path: Path
+) -> None:
     """One run, killed with SIGKILL as each stage starts, then continued: nothing finished is redone, and the end is
     that of the run that was never killed, weights and files included."""
     recipe, whole = finished
     path = tmp_path / "run"
     times: dict[str, int] = {}
-    for stage in STAGES:
+    for stage in stages:
         done = subprocess.run(
             [sys.executable, "-c", KILLER, str(recipe), str(path), f"start of {stage}"], capture_output=True, text=True
         )

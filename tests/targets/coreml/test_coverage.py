@@ -35,8 +35,8 @@ One row for each MIL operation it knows, with the test that holds it against num
 operation's documented definition. Each runs as a real package that coremltools wrote and we read back. An operation
 that is not here stops the load with its name and place; none is skipped. `half`: in fp16 arithmetic the steps inside
 are rounded too. To add one: a function in `targets/coreml/ops/` with the parameters MIL documents, and its name in the
-`COVERS` of an oracle test. This page is written by `tests/targets/coreml/test_coverage.py`, which fails when it is out of
-date.
+`COVERS` of an oracle test. This page is written by `tests/targets/coreml/test_coverage.py`, which fails when it is out
+of date.
 
 | operation | computes | half | handler | oracle test |
 |---|---|---|---|---|

@@ -37,6 +37,7 @@ MODELS = {
     ),
     "mobilevit_xxs": (64, {}),
 }
+QUICK = ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224")
 # what an architecture has no place for; every fault has a place in at least two of the three
 NO_PLACE = {
     "vit_tiny_patch16_224": {"asymmetric padding"},
@@ -77,7 +78,7 @@ def _program(path: Path) -> Program:
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        pytest.param(name, precision, marks=() if precision == "fp16" or name.startswith("vit") else pytest.mark.slow)
+        pytest.param(name, precision, marks=() if name in QUICK and precision == "fp16" else pytest.mark.slow)
         for name in MODELS
         for precision in PRECISIONS
     ],
@@ -89,9 +90,13 @@ def test_a_healthy_package_is_proven(name, precision, made):
 
 
 @pytest.mark.parametrize(
-    "precision", [pytest.param(p, marks=() if p == "fp16" else pytest.mark.slow) for p in PRECISIONS]
+    ("name", "precision"),
+    [
+        pytest.param(name, precision, marks=() if name in QUICK and precision != "w8" else pytest.mark.slow)
+        for name in MODELS
+        for precision in PRECISIONS
+    ],
 )
-@pytest.mark.parametrize("name", MODELS)
 def test_every_planted_fault_is_found(name, precision, made, tmp_path):
     it, twin = made(name, precision), _program(made(name, Precision.FP32).artifact.path)
     assert differences(_program(it.artifact.path), twin) == []
@@ -110,7 +115,7 @@ def test_every_planted_fault_is_found(name, precision, made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "mobilevit_xxs" else ()) for name in MODELS]
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in MODELS]
 )
 def test_a_faulty_conversion_is_found_although_its_twin_shares_the_fault(name, made, tmp_path):
     """The second net: the fp32 package against PyTorch, at the logits and at the values inside."""

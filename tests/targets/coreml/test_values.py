@@ -90,7 +90,7 @@ def test_types():
     assert {name: Dtype(name).bits for name in bits} == bits
     assert {dtype for dtype in Dtype if dtype.is_float} == {Dtype.FP16, Dtype.FP32, Dtype.FP64, Dtype.BF16}
     assert {dtype for dtype in Dtype if not dtype.is_float and not dtype.is_integer} == {Dtype.BOOL, Dtype.STRING}
-    with pytest.raises(BadInput, match="Strings"):
+    with pytest.raises(BadInput, match="strings"):
         _ = Dtype.STRING.numpy
     known, unknown = TensorType(Dtype.FP16, (2, 3)), TensorType(Dtype.INT4, (2, None))
     assert (str(known), known.elements, known.is_static) == ("fp16(2, 3)", 6, True)
