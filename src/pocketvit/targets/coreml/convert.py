@@ -25,6 +25,10 @@ def convert(program: ExportedProgram, draft: Artifact) -> None:
 
     _register_missing_operators()
     full = draft.precision is Precision.FP32
+    pipeline = ct.PassPipeline.DEFAULT
+    if draft.precision is Precision.W8:
+        # a constant that a norm and a layer share, as equal zeros of untrained models are, cannot be quantized for one
+        pipeline.remove_passes({"common::const_deduplication"})
     model = ct.convert(
         program,
         convert_to="mlprogram",
@@ -32,6 +36,7 @@ def convert(program: ExportedProgram, draft: Artifact) -> None:
         outputs=[ct.TensorType(name="logits", dtype=np.float32)],
         compute_precision=ct.precision.FLOAT32 if full else ct.precision.FLOAT16,
         minimum_deployment_target=ct.target.iOS16,  # the first with 8-bit weights
+        pass_pipeline=pipeline,
         skip_model_load=True,
     )
     if draft.precision is Precision.W8:
