@@ -43,8 +43,7 @@ class InterpretedRunner(FileRunner):
         check_seal(package, self.interpreter.program)
 
         def run_one(image: NDArray[np.float32]) -> NDArray[np.float32]:
-            if torch.get_num_threads() != threads:  # one setting for the whole process: other candidates may differ
-                torch.set_num_threads(threads)
+            _compute_with(threads)
             return self.interpreter.predict({"image": image})["logits"]
 
         super().__init__(artifact, threads, run_one)
@@ -105,8 +104,7 @@ class ForeignRunner(Runner):
         """Scores (N, classes) of images (N, 3, H, W) in [0, 1]: logits, or what the package gives in their place."""
         scores = np.empty((len(images), self.classes), np.float32)
         for i, image in enumerate(images):
-            if torch.get_num_threads() != self.threads:
-                torch.set_num_threads(self.threads)
+            _compute_with(self.threads)
             scores[i] = self._scores(self._prepared(image))[1][self._order]
         return scores
 
@@ -186,3 +184,9 @@ def _check_interface(artifact: Artifact, package: Package) -> None:
         if array.dataType != array.FLOAT32:
             raise BadInput(f"{artifact.path} does not take or give its {end.name} as float32.")
     check_shapes(artifact, image.shape, logits.shape)
+
+
+def _compute_with(threads: int) -> None:
+    """Set torch's threads: one setting for the whole process, which other candidates may have changed."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
