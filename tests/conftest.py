@@ -10,6 +10,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")
 # On a machine that does other work too, threads that spin while they wait make training ten times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from pocketvit import torchvision_repair  # noqa: F401 - so that tests may import timm in any order
+
 
 @pytest.fixture(scope="session")
 def metadata():

@@ -12,8 +12,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "pocketvit"
 # from the bottom up; a part may import from itself and from what stands before it
 LAYERS = [
-    "errors registry files configs types torchvision_repair hub",
+    "errors registry files configs types pareto torchvision_repair hub",
+    "layers",
     "models",
+    "catalogue",
     "data",
     "train",
     "passes",

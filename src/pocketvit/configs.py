@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,6 +40,22 @@ def read_config(cls: type[T], raw: Mapping[str, Any], where: str) -> T:
         return cls(**values)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from error
+
+
+def read_pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read 'key=value' texts given with `option`, the values as YAML reads them."""
+    import yaml
+
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            pairs[key] = yaml.safe_load(value)
+        except yaml.YAMLError as e:
+            raise BadInput(f"{option} {text} has no value that can be read.") from e
+        if not equals:
+            raise BadInput(f"{option} takes KEY=VALUE, not {text!r}.")
+    return pairs
 
 
 def _read(kind: Any, value: Any, where: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from accelerate import Accelerator
 
+from .configs import read_pairs
 from .data import open_data
 from .errors import BadInput
 from .files import remove
@@ -39,7 +40,7 @@ def train_checkpoint(
     model reached. Raises BadInput for anything that does not fit, before work.
     """
     chosen = read_settings(config, settings)
-    arguments = _pairs("--arg", model_args)
+    arguments = read_pairs("--arg", model_args)
     if given := arguments.keys() & {"name", "pretrained", "num_classes", "labels", "seed"}:
         raise BadInput(f"--arg {min(given)} is not for the model's constructor; it follows from the other options.")
     out = out.resolve()
@@ -95,18 +96,4 @@ def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:
         if not isinstance(loaded, dict):
             raise BadInput(f"{config} must hold a mapping of training settings.")
         raw.update(loaded)
-    return TrainConfig.from_dict(raw | _pairs("--set", settings), str(config or "--set"))
-
-
-def _pairs(option: str, texts: Sequence[str]) -> dict[str, Any]:
-    """Read 'key=value' texts, the values as YAML reads them."""
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        try:
-            pairs[key] = yaml.safe_load(value)
-        except yaml.YAMLError as e:
-            raise BadInput(f"{option} {text} has no value that can be read.") from e
-        if not equals:
-            raise BadInput(f"{option} takes KEY=VALUE, not {text!r}.")
-    return pairs
+    return TrainConfig.from_dict(raw | read_pairs("--set", settings), str(config or "--set"))

@@ -17,6 +17,9 @@ Data = Annotated[
     str,
     typer.Option("--data", metavar="D", help="digits, photos, folder:PATH, parquet:PATH or hf:NAME."),
 ]
+ModelArgs = Annotated[
+    list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="One argument of the model; repeatable.")
+]
 Mean = Annotated[
     str | None, typer.Option(metavar="R,G,B", help="For a Core ML package of others that takes an array.")
 ]

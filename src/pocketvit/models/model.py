@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BadInput
+from ..layers.folding import fold
 from ..types import InputSpec, OpTime, Runner
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def deployable(model: Model) -> Deployable:
     both_heads = getattr(module, "set_distilled_training", None)
     if both_heads is not None:
         both_heads(False)  # their average is the answer at inference (DeiT, arXiv 2012.12877, section 4)
+    fold(module)
     return Deployable(module, model.spec).eval()
 
 
