@@ -208,3 +208,22 @@ def test_head_input_channels_and_checkpointing() -> None:
 def test_what_does_not_fit_is_refused_in_words(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         timm.create_model("tiny_moat_0", **arguments)
+
+
+@pytest.mark.parametrize("position", set(Position) - {Position.ABSOLUTE})
+@pytest.mark.parametrize("attention", ["global", "local"])
+def test_an_input_of_another_size_is_what_a_model_of_that_size_makes_of_it(position: Position, attention: str) -> None:
+    torch.manual_seed(0)
+    arguments = {"position": position, "attention": attention, "num_classes": 10}
+    model = timm.create_model("tiny_moat_0", img_size=64, **arguments).eval()
+    other = timm.create_model("tiny_moat_0", img_size=(96, 160), **arguments).eval()
+    other.load_state_dict(model.state_dict())
+    x = torch.randn(1, 3, 96, 160)
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+
+
+def test_absolute_positions_are_tied_to_their_size() -> None:
+    model = timm.create_model("tiny_moat_0", position="absolute", **SMALL).eval()
+    with pytest.raises(BadInput, match="64 x 64 inputs"):
+        model(torch.randn(1, 3, 96, 96))

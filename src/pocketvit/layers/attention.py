@@ -32,8 +32,9 @@ class Attention(nn.Module):
 
     window: (h, w) with S = h w, tokens row by row; every position but NONE needs it. position_base: window of a
     relative table, where not `window` (see RelativePositionBias). head_dim: d, else dim / heads. split_heads: one
-    softmax per head over (B, S, S), which the Neural Engine runs faster than one over (B, n, S, S). attn_drop,
-    proj_drop: dropout of the attention weights and of the output. Layers are called q, k, v (or qkv) and proj.
+    softmax per head over (B, S, S) in place of one over (B, n, S, S), as Apple's code has it for less latency on the
+    Neural Engine. attn_drop, proj_drop: dropout of the attention weights and of the output. Layers are called q, k, v
+    (or qkv) and proj.
     Raises BadInput for heads, a position or a window that do not go together.
     """
 
@@ -87,27 +88,29 @@ class Attention(nn.Module):
             elif self.position in _LEPE:
                 self.lepe = LocallyEnhancedPosition(inner if self.position is Position.LEPE else dim)
 
-    def forward(self, x_BSC: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x_BSC: Tensor, bias: Tensor | None = None, window: tuple[int, int] | None = None) -> Tensor:
         """(B, S, C) to the same shape. bias: of pad_to_windows, (windows per image, 1, S), for windows in its order.
 
-        Raises BadInput for tokens that do not fill the window, or windows that are not of whole images.
+        window: what the tokens fill, where that is another window than the module was made for; a relative table is
+        resized to it. Raises BadInput for tokens that do not fill it, or windows that are not of whole images.
         """
-        self._check(x_BSC, bias)
+        window = window or self.window
+        _check(x_BSC, bias, window)
         x = x_BSC if self.absolute is None else self.absolute(x_BSC)
         if self.position is Position.LEPE_FUSED:
-            x = x + self._locally(x, bias)
+            x = x + self._locally(x, bias, window)
         q, k, v = (self.q(x), self.k(x), self.v(x)) if self.qkv is None else self.qkv(x).chunk(3, dim=-1)
         attend = self._head_by_head if self.split_heads else self._all_heads
         # Scaled before the product: scores that fp16 cannot hold never arise.
-        out = attend(q * self.scale, k, v, bias)
+        out = attend(q * self.scale, k, v, bias, None if self.relative is None else self.relative(window))
         if self.position is Position.LEPE:
-            out = out + self._locally(v, bias)
+            out = out + self._locally(v, bias, window)
         return self.proj_drop(self.proj(out))
 
-    def _all_heads(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    def _all_heads(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, relative: Tensor | None) -> Tensor:
         B, S, _ = q.shape
         q, k, v = (t.reshape(B, S, self.heads, self.head_dim).transpose(1, 2) for t in (q, k, v))
-        mask = None if self.relative is None else self.relative()[None]
+        mask = None if relative is None else relative[None]
         if bias is not None:
             padding = _for_all_images(bias, B)[:, None]
             mask = padding if mask is None else mask + padding
@@ -115,8 +118,8 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=1.0)
         return out.transpose(1, 2).reshape(B, S, -1)
 
-    def _head_by_head(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-        tables = () if self.relative is None else self.relative().unbind()  # one for each head, or one for all
+    def _head_by_head(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, relative: Tensor | None) -> Tensor:
+        tables = () if relative is None else relative.unbind()  # one for each head, or one for all
         padding = None if bias is None else _for_all_images(bias, q.shape[0])
         outs = []
         for head, (qd, kd, vd) in enumerate(zip(*(t.split(self.head_dim, dim=-1) for t in (q, k, v)), strict=True)):
@@ -128,26 +131,15 @@ class Attention(nn.Module):
             outs.append(self.attn_drop(scores.softmax(dim=-1)) @ vd)
         return torch.cat(outs, dim=-1)
 
-    def _locally(self, x_BSC: Tensor, bias: Tensor | None) -> Tensor:
+    def _locally(self, x_BSC: Tensor, bias: Tensor | None, window: tuple[int, int] | None) -> Tensor:
         """The depthwise convolution over each window, in which padding counts as zero, as it does outside."""
-        assert self.window is not None  # __init__ asked for it
+        assert window is not None  # __init__ asked for it
         assert self.lepe is not None
         B, _, C = x_BSC.shape
         if bias is not None:
             x_BSC = x_BSC * _for_all_images((bias == 0).to(x_BSC.dtype), B).transpose(1, 2)
-        x_BChw = x_BSC.transpose(1, 2).reshape(B, C, *self.window)
+        x_BChw = x_BSC.transpose(1, 2).reshape(B, C, *window)
         return self.lepe(x_BChw).flatten(2).transpose(1, 2)
-
-    def _check(self, x_BSC: Tensor, bias: Tensor | None) -> None:
-        B, S, _ = x_BSC.shape
-        if self.window is not None and self.window[0] * self.window[1] != S:
-            h, w = self.window
-            raise BadInput(f"{S} tokens do not fill a window of {h}x{w}; cut the map with window_partition first.")
-        if bias is not None and (B % bias.shape[0] or bias.shape[1:] != (1, S)):
-            raise BadInput(
-                f"A bias of shape {tuple(bias.shape)} does not fit {B} windows of {S} tokens; use the one that "
-                "pad_to_windows gave for this map."
-            )
 
 
 def separate_qkv(qkv: nn.Linear) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
@@ -177,3 +169,16 @@ def _member(kinds: type[_Kind], name: _Kind | str) -> _Kind:
         raise BadInput(
             f"There is no {kinds.__name__.lower()} called '{name}'; there are {', '.join(kinds)}."
         ) from None
+
+
+def _check(x_BSC: Tensor, bias: Tensor | None, window: tuple[int, int] | None) -> None:
+    B, S, _ = x_BSC.shape
+    if window is not None and window[0] * window[1] != S:
+        raise BadInput(
+            f"{S} tokens do not fill a window of {window[0]}x{window[1]}; cut the map with window_partition first."
+        )
+    if bias is not None and (B % bias.shape[0] or bias.shape[1:] != (1, S)):
+        raise BadInput(
+            f"A bias of shape {tuple(bias.shape)} does not fit {B} windows of {S} tokens; use the one that "
+            "pad_to_windows gave for this map."
+        )

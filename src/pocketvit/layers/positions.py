@@ -56,25 +56,43 @@ class RelativePositionBias(Foldable):
         nn.init.trunc_normal_(self.table, std=0.02)
         self.register_buffer("folded", None)
         for axis, side, stored in zip("yx", window, sides, strict=True):
-            place = torch.arange(side)
-            distance = place[None, :] - place[:, None] + side - 1
-            self.register_buffer(f"distance_{axis}", distance.flatten(), persistent=False)
-            resize = None if stored == 2 * side - 1 else _linear_resize(stored, 2 * side - 1)
-            self.register_buffer(f"resize_{axis}", resize, persistent=False)
+            self.register_buffer(f"distance_{axis}", _distances(side), persistent=False)
+            self.register_buffer(f"resize_{axis}", _linear_resize(stored, 2 * side - 1), persistent=False)
 
-    def forward(self) -> Tensor:
-        """(heads or 1, S, S): entry [n, i, j] is table[n, y_j - y_i + h - 1, x_j - x_i + w - 1]."""
+    def forward(self, window: tuple[int, int] | None = None) -> Tensor:
+        """(heads or 1, S, S): entry [n, i, j] is table[n, y_j - y_i + h - 1, x_j - x_i + w - 1].
+
+        window: another than the module was made for, which the table is resized to at each call. Raises BadInput for
+        one once the bias is folded.
+        """
+        if window is None or window == self.window:
+            if self.folded is not None:
+                return self.folded
+            return self._bias(self.window, self.distance_y, self.distance_x, self.resize_y, self.resize_x)
         if self.folded is not None:
-            return self.folded
-        h, w = self.window
+            raise BadInput(f"This position bias was folded for windows of {self.window}; {window} comes too late.")
+        (h, w), (_, rows, columns) = window, self.table.shape
+        distances = [_distances(side).to(self.table.device) for side in window]
+        resizes = [_linear_resize(rows, 2 * h - 1), _linear_resize(columns, 2 * w - 1)]
+        return self._bias(window, *distances, *(r if r is None else r.to(self.table) for r in resizes))
+
+    def _bias(
+        self,
+        window: tuple[int, int],
+        distance_y: Tensor,
+        distance_x: Tensor,
+        resize_y: Tensor | None,
+        resize_x: Tensor | None,
+    ) -> Tensor:
+        h, w = window
         table: Tensor = self.table
         # Two products with constants, and no resize operation: with the table constant too, all of this folds away.
-        if self.resize_y is not None:
-            table = self.resize_y @ table
-        if self.resize_x is not None:
-            table = table @ self.resize_x.T
+        if resize_y is not None:
+            table = resize_y @ table
+        if resize_x is not None:
+            table = table @ resize_x.T
         # Rows first, then columns: rank 5 at most, and no index as large as the bias itself.
-        bias = table.index_select(1, self.distance_y).index_select(2, self.distance_x)
+        bias = table.index_select(1, distance_y).index_select(2, distance_x)
         return bias.reshape(-1, h, h, w, w).transpose(2, 3).reshape(-1, h * w, h * w)
 
     def fuse(self) -> Self:
@@ -111,7 +129,18 @@ class LocallyEnhancedPosition(nn.Conv2d):
         super().__init__(dim, dim, kernel_size=3, padding=1, groups=dim, bias=False)
 
 
-def _linear_resize(stored: int, wanted: int) -> Tensor:
-    """Matrix (wanted, stored) that resizes a vector linearly, half-pixel centres, without antialiasing."""
+def _distances(side: int) -> Tensor:
+    """Row of the table, or column, for each query and key along one axis, (side * side,)."""
+    place = torch.arange(side)
+    return (place[None, :] - place[:, None] + side - 1).flatten()
+
+
+def _linear_resize(stored: int, wanted: int) -> Tensor | None:
+    """Matrix (wanted, stored) that resizes a vector linearly, half-pixel centres, without antialiasing.
+
+    None where there is nothing to resize.
+    """
+    if stored == wanted:
+        return None
     units = torch.eye(stored)[None]
     return F.interpolate(units, size=wanted, mode="linear", align_corners=False)[0].T.contiguous()

@@ -33,16 +33,17 @@ _FIRST_ATTENTION_STAGE = 2
 class Moat(nn.Module):
     """MOAT: a convolutional stem, two stages of mobile convolutions, two of MOAT blocks, a linear classifier.
 
-    img_size: height and width of the input; the position tables are resized to it. attention: "global", or "local" in
-    windows of `window_size` tokens, one for each of the two attention stages, each an int or (height, width) (14 and 7
-    if left out); maps that do not divide are padded with tokens that nobody attends to, and cropped. global_last makes
-    the last block of both stages global all the same. position: a `layers.Position`. table_size: side of the window,
-    in tokens, that the relative tables of each stage are stored for. output_stride: 32, 16 or 8; the last stages then
-    keep their resolution. pool_size: of the shortcut's pooling, 2 as for classification or 3 as for dense prediction.
-    split_heads: one softmax for each head, which the Neural Engine prefers.
+    img_size: height and width of the input, which relative tables are resized to; inputs of other sizes are taken too,
+    and resize them at each call. attention: "global", or "local" in windows of `window_size` tokens, one for each of
+    the two attention stages, an int or (height, width) each (14 and 7 if left out); maps that do not divide are padded
+    with tokens that nobody attends to, and cropped. global_last makes the last block of both stages global all the
+    same. position: a `layers.Position`. table_size: side of the window, in tokens, that the relative tables of each
+    stage are stored for. output_stride: 32, 16 or 8; the last stages then keep their resolution. pool_size: of the
+    shortcut's pooling, 2 as for classification or 3 as for dense prediction. split_heads: one softmax for each head,
+    which the Neural Engine prefers.
 
     Takes (B, in_chans, H, W). Raises BadInput for an option that contradicts another, and in `forward` for an input of
-    another size than img_size where position tables belong to it.
+    another size than img_size where the positions are absolute.
     """
 
     def __init__(
@@ -211,10 +212,11 @@ class Moat(nn.Module):
         return taken
 
     def _embed(self, x_BCHW: Tensor) -> Tensor:
-        if tuple(x_BCHW.shape[-2:]) != self.img_size and self.position in _TIED_TO_SIZE:
+        size = (x_BCHW.shape[-2], x_BCHW.shape[-1])
+        if size != self.img_size and self.position is Position.ABSOLUTE:
             raise BadInput(
-                f"This MOAT was built for inputs of {self.img_size[0]} x {self.img_size[1]}, not "
-                f"{x_BCHW.shape[-2]} x {x_BCHW.shape[-1]}: build it with that img_size (its weights fit any)."
+                f"This MOAT has a position for each token of {self.img_size[0]} x {self.img_size[1]} inputs, so it "
+                f"cannot take {size[0]} x {size[1]}: build it with that img_size and train it."
             )
         return self.stem(x_BCHW)
 
@@ -222,9 +224,6 @@ class Moat(nn.Module):
         if self.grad_checkpointing and self.training:
             return checkpoint_seq(stage, x_BCHW)
         return stage(x_BCHW)
-
-
-_TIED_TO_SIZE = frozenset(Position) - {Position.NONE}
 
 
 def _size(value: int | Sequence[int], name: str) -> Size:

@@ -97,7 +97,7 @@ class MoatBlock(nn.Module):
         self.attn = Attention(
             out_chs,
             out_chs // HEAD_DIM,
-            window=None if position is Position.NONE else window or grid,  # without positions any size will do
+            window=window or grid,
             position=position,
             position_base=(table_size, table_size) if position in TABLED else None,
             split_heads=split_heads,
@@ -112,7 +112,7 @@ class MoatBlock(nn.Module):
     def _attend(self, x_BHWC: Tensor) -> Tensor:
         B, H, W, C = x_BHWC.shape
         if self.window is None:
-            return self.attn(x_BHWC.reshape(B, H * W, C)).reshape(B, H, W, C)
+            return self.attn(x_BHWC.reshape(B, H * W, C), window=(H, W)).reshape(B, H, W, C)
         padded_BHWC, bias = pad_to_windows(x_BHWC, self.window)
         windows_NhwC = window_partition(padded_BHWC, self.window)
         tokens_NSC = self.attn(windows_NhwC.flatten(1, 2), bias=bias)

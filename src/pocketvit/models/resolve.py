@@ -19,6 +19,8 @@ from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights, weigh
 from .huggingface import create_huggingface
 from .model import Model
 
+_LOCAL = "local-dir:"
+
 
 def create(
     name: str,
@@ -34,7 +36,8 @@ def create(
     name: a timm architecture (weights random unless `pretrained`), `architecture@weights.safetensors`, a checkpoint
     directory in timm's layout, or `hf:org/name` (also `hf:DIRECTORY`; needs the extra 'hf'). num_classes: where it is
     not what the weights have, the head is new and random, and the model untrained. labels name the classes. seed
-    decides all that is random. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...).
+    decides all that is random. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...); img_size
+    also sets the input size of a model that takes any.
 
     Raises BadInput for an unknown name (with close matches), weights that are missing, extra or misshapen, a pickle
     in place of safetensors, or a download without a network. Never falls back to random weights.
@@ -100,7 +103,7 @@ def _from_directory(directory: Path, num_classes: int | None, model_args: dict[s
         raise BadInput(f"The config of {directory} names no timm architecture{hint}.")
     known(architecture)
     weights = read_weights(directory / WEIGHTS)
-    module = _build(f"local-dir:{directory}", num_classes, model_args)
+    module = _build(f"{_LOCAL}{directory}", num_classes, model_args)
     trained = config.get("trained") is not False  # timm's own say nothing
     model = _describe(directory.resolve().name, module, trained=trained)
     return _load(model, weights, directory / WEIGHTS, num_classes)
@@ -156,11 +159,34 @@ def is_ours(name: str) -> bool:
 def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretrained: bool = False) -> Any:
     import timm
 
+    def build(**arguments: Any) -> Any:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **arguments).eval()
+
     try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **model_args).eval()
+        try:
+            return build(**model_args)
+        except TypeError as e:
+            # a network of convolutions takes any size, so its constructor knows none: only the preprocessing does
+            if "img_size" not in model_args or "unexpected keyword argument 'img_size'" not in str(e):
+                raise
+            others = {key: value for key, value in model_args.items() if key != "img_size"}
+            return build(**others, pretrained_cfg_overlay={"input_size": _input_size(name, model_args["img_size"])})
     except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as e:
         arguments = ", ".join(f"{k}={v}" for k, v in model_args.items()) or "its stored arguments"
         raise BadInput(f"{name} cannot be built with {arguments}: {e}") from e
+
+
+def _input_size(name: str, size: Any) -> tuple[int, int, int]:
+    """Channels, height and width of a model that takes any image size, at this one."""
+    import timm
+
+    directory = name.removeprefix(_LOCAL)
+    architecture = name if directory == name else str(read_config(Path(directory))["architecture"])
+    described = timm.get_pretrained_cfg(architecture)
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if described is None or described.fixed_input_size or len(sides) != 2:
+        raise BadInput(f"{name} has no argument img_size; its input size is fixed.")
+    return (described.input_size[0], *sides)
 
 
 def _classifiers(pretrained_cfg: dict[str, Any]) -> tuple[str, ...]:
