@@ -12,8 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from pocketvit.errors import BadInput
 from pocketvit.models import EagerRunner, Model, create, deployable, save, weights_sha256
-from pocketvit.models.resolve import list_models
-from pocketvit.registry import close_matches
 
 LABELS = tuple("abcdefghij")
 
@@ -184,18 +182,21 @@ def test_imagenet_heads_are_named() -> None:
     assert create("test_vit").spec.labels[281].startswith("tabby")
 
 
-def test_models_can_be_listed_ours_first() -> None:
-    found = list_models("*deit*")
-    assert found[0]["ours"]
-    assert {"name": "deit_tiny_patch16_224", "ours": False, "pretrained": True} in found
-    assert close_matches("deit_tinny", [m["name"] for m in found])
-
-
 def test_config_values_are_json(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     assert config["architecture"] == "test_vit"
     assert config["label_names"] == list(LABELS)
     shutil.rmtree(checkpoint)
+
+
+def test_img_size_is_the_input_size_of_a_model_that_takes_any(tmp_path: Path) -> None:
+    flexible = create("edgenext_xx_small", num_classes=10, img_size=(64, 96))
+    assert flexible.spec.size == (3, 64, 96)
+    save(flexible, tmp_path / "checkpoint")
+    assert create(str(tmp_path / "checkpoint")).spec == flexible.spec
+    assert create(str(tmp_path / "checkpoint"), img_size=128).spec.size == (3, 128, 128)
+    with pytest.raises(BadInput, match="a height and a width"):
+        create("edgenext_xx_small", img_size=(64, 96, 3))
 
 
 SMALL = {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2}

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from pocketvit.errors import BadInput
+from pocketvit.pareto import pareto
 from pocketvit.report import plots
 
 
@@ -21,7 +22,7 @@ def test_pareto_is_what_its_definition_says():
         # Few distinct values, so that ties and duplicates are common.
         points = [(chance.randrange(6) / 2, chance.randrange(5) / 4) for _ in range(chance.randrange(12))]
         expected = {i for i, p in enumerate(points) if not any(beats(q, p) for q in points)}
-        front = plots.pareto(points)
+        front = pareto(points)
         assert set(front) == expected, f"case {case}: {points} gave {front}, not {sorted(expected)}"
         assert len(front) == len(expected)
         assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
@@ -29,7 +30,7 @@ def test_pareto_is_what_its_definition_says():
 
 def test_pareto_refuses_what_is_not_a_number():
     with pytest.raises(BadInput, match="NaN"):
-        plots.pareto([(1.0, 0.5), (float("nan"), 0.6)])
+        pareto([(1.0, 0.5), (float("nan"), 0.6)])
 
 
 def test_a_failed_file_is_shown_faint_and_never_on_the_front(rows):

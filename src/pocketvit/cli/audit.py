@@ -11,7 +11,7 @@ import typer
 from ..errors import BadInput
 from ..types import InputSpec, plain
 from . import app
-from .options import AsJson, Mean, Pretrained, Std, Strict, foreign_spec
+from .options import AsJson, Mean, Pretrained, Std, Strict, check_new_file, foreign_spec
 from .session import Session, session
 
 _DERIVED = ("padding_ratio", "wasted_share", "small_padding_bytes")  # what an audit works out from its counts
@@ -77,7 +77,7 @@ def audit(
         _refuse_options(subject, {"--data": data, "--images": images, "--strict": strict, "--repair": repair})
         _refuse_options(subject, {"--out": repair_to, "--mean": mean, "--std": std})
         if html is not None:
-            _check_page(html)
+            check_new_file(html, "--html")
         from ..audits import audit_ane
         from ..measure.ane.rules import RULES
         from ..measure.ane.sweep import SIZES
@@ -105,17 +105,6 @@ def audit(
             "html": html,
         }
         out.finish(document, f"[bold]{escape(found.name)}[/bold] on the Neural Engine", *lines)
-
-
-def _check_page(path: Path) -> None:
-    """Raise BadInput unless a new page can be written there."""
-    from ..files import check_writable
-
-    if path.is_dir():
-        raise BadInput(f"{path} is a directory; --html needs the name of a file.")
-    if path.exists():
-        raise BadInput(f"{path} exists; choose another name for the page or remove it.")
-    check_writable(path)
 
 
 def _refuse_options(subject: Subject, given: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Commands about models: models, info, classify, train."""
+"""Commands about one model: info, classify, train."""
 
 from __future__ import annotations
 
@@ -9,33 +9,8 @@ import typer
 
 from ..errors import BadInput
 from . import app
-from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Mean, Pretrained, Std, Threads, foreign_spec
+from .options import ANY_HELP, MODEL_HELP, AsJson, Data, Mean, ModelArgs, Pretrained, Std, Threads, foreign_spec
 from .session import session
-
-_SHOWN = 12
-
-
-@app.command()
-def models(
-    pattern: Annotated[str, typer.Argument(help="Names to list; * stands for anything.")] = "*",
-    all_: Annotated[bool, typer.Option("--all", help="List every match, not only the first.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """List the models that can be named.
-
-    Example: pocketvit models '*mobilevit*'
-    """
-    with session("models", as_json) as out:
-        from ..models.resolve import list_models
-
-        found = list_models(pattern)
-        if not found:
-            raise BadInput(f"No model matches {pattern!r}; try '*{pattern.strip('*')}*' or pocketvit models.")
-        shown = found if all_ else found[:_SHOWN]
-        lines = [f"{m['name']}{'  (weights to download)' if m['pretrained'] else ''}" for m in shown]
-        if len(found) > len(shown):
-            lines.append(f"... and {len(found) - len(shown)} more; --all lists them.")
-        out.finish(found, "\n".join(lines))
 
 
 @app.command()
@@ -44,7 +19,7 @@ def info(
     pretrained: Pretrained = False,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model: size, cost, and what its input must look like.
+    """Describe a model: size, cost, what its input must look like, and what is published about it.
 
     Example: pocketvit info deit_tiny_patch16_224
     """
@@ -53,28 +28,35 @@ def info(
 
         from ..measure.cost import cost
         from ..models import create, weights_sha256
+        from ..report.published import documents, sentences
 
         found = create(model, pretrained=pretrained)
         counted = cost(found)
         spec = found.spec
+        # what is published is of an architecture and its known weights, not of what lies in a directory
+        published = [] if Path(model).is_dir() else documents(model)
         document = {
             "name": found.name,
             "trained": found.trained,
             "params": counted.params,
             "macs": counted.macs,
+            "activations": counted.activations,
             "classes": found.classes,
             "input": {k: v for k, v in _spec(spec).items() if k != "labels"},
             "labels": spec.labels[:5],
             "weights_sha256": weights_sha256(found.module),
+            "published": published,
         }
         channels, height, width = spec.size
         out.finish(
             document,
             f"[bold]{escape(found.display_name)}[/bold]",
-            f"  {counted.params / 1e6:.2f} M parameters, {counted.macs / 1e9:.3f} G multiply-accumulates per image",
+            f"  {counted.params / 1e6:.2f} M parameters; per image {counted.macs / 1e9:.3f} G multiply-accumulates, "
+            f"{counted.activations / 1e6:.2f} M activations",
             f"  input {channels} x {height} x {width}, {spec.interpolation}, crop {spec.crop_pct:g} {spec.crop_mode}",
             f"  mean {_numbers(spec.mean)}, std {_numbers(spec.std)}, applied inside every exported file",
             f"  {found.classes} classes{escape(_first(spec.labels))}",
+            *(f"  {escape(line)}" for line in sentences(published)),
         )
 
 
@@ -126,9 +108,7 @@ def train(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One training setting; repeatable.")
     ] = None,
-    model_args: Annotated[
-        list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="One argument of the model; repeatable.")
-    ] = None,
+    model_args: ModelArgs = None,
     teacher: Annotated[
         str | None, typer.Option(help="Model to distil from; needs --set distillation=soft|hard.")
     ] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,3 +48,14 @@ def foreign_spec(mean: str | None, std: str | None) -> InputSpec | None:
     if len(means) != 3 or len(stds) != 3 or not all(value > 0 for value in stds):
         raise BadInput("--mean and --std each take three numbers, as 0.485,0.456,0.406, and --std positive ones.")
     return InputSpec(mean=means, std=stds)
+
+
+def check_new_file(path: Path, option: str) -> None:
+    """Raise BadInput unless `option` names a file that is new and can be written."""
+    from ..files import check_writable
+
+    if path.is_dir():
+        raise BadInput(f"{path} is a directory; {option} needs the name of a file.")
+    if path.exists():
+        raise BadInput(f"{path} exists; choose another name or remove it.")
+    check_writable(path)

@@ -138,24 +138,6 @@ def known(name: str) -> None:
         raise BadInput(f"There are no weights called {name!r}.{close_matches(name, tags)}")
 
 
-def list_models(pattern: str = "*") -> list[dict[str, Any]]:
-    """Every architecture whose name matches, ours first: name, whether it is ours, whether weights can be had."""
-    import timm
-
-    pretrained = {name.partition(".")[0] for name in timm.list_pretrained()}
-    found = [
-        {"name": name, "ours": is_ours(name), "pretrained": name in pretrained} for name in timm.list_models(pattern)
-    ]
-    return sorted(found, key=lambda m: not m["ours"])
-
-
-def is_ours(name: str) -> bool:
-    """True for an architecture that a file of this package registered."""
-    import timm
-
-    return timm.model_entrypoint(name).__module__.startswith(__package__)
-
-
 def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretrained: bool = False) -> Any:
     import timm
 
@@ -184,9 +166,9 @@ def _input_size(name: str, size: Any) -> tuple[int, int, int]:
     architecture = name if directory == name else str(read_config(Path(directory))["architecture"])
     described = timm.get_pretrained_cfg(architecture)
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if described is None or described.fixed_input_size or len(sides) != 2:
-        raise BadInput(f"{name} has no argument img_size; its input size is fixed.")
-    return (described.input_size[0], *sides)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise BadInput(f"img_size takes a positive integer or a height and a width, not {size}.")
+    return (described.input_size[0] if described else 3, *sides)
 
 
 def _classifiers(pretrained_cfg: dict[str, Any]) -> tuple[str, ...]:

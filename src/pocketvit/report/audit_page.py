@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from ..files import replace_file
@@ -13,12 +11,10 @@ from ..measure.ane.compute_plan import Score
 from ..measure.ane.matches import Severity
 from ..measure.ane.rules import RULES
 from ..measure.ane.sweep import Sweep, SweepPoint
-from ..types import Evidence
 from .audit_table import LOCATED, off_engine_text, rest, score_lines, sweep_lines, unknown, waste
-from .cells import percent, plain, size_text
+from .cells import percent, size_text
+from .page import document, evidence_tag, text
 
-# nothing may be loaded or run: the page is text, styles and drawn lines
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _WIDTH, _HEIGHT, _LEFT, _BASE = 720, 260, 64, 36  # of the sweep's plot, in its own units
 _STYLE = """
 h1 { overflow-wrap: anywhere; }
@@ -59,31 +55,11 @@ def write_audit_page(
     audit: Audit, *, title: str, path: Path, sweep: Sweep | None = None, score: Score | None = None
 ) -> None:
     """Write the page to `path`, whole or not at all."""
-    style = importlib.resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8") + _STYLE
     body = "\n".join([_header(audit, title), _findings(audit), _sweep(sweep), _score(score), _sources(audit)])
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_text(title)}</title>
-<style>{style}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-</body>
-</html>
-"""
+    # without scripts, its policy lets nothing run: the page is text, styles and drawn lines
+    page = document(title, body, style=_STYLE)
     with replace_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
-
-
-def _text(words: object) -> str:
-    return escape(plain(str(words)))
 
 
 def _header(audit: Audit, title: str) -> str:
@@ -98,7 +74,7 @@ def _header(audit: Audit, title: str) -> str:
         ("weights", size_text(audit.weight_bytes), f"largest activation {size_text(audit.largest_bytes)}"),
     ]
     cells = "".join(
-        f"<div><dt>{name}</dt><dd>{value}<small>{_text(more)}</small>{_evidence(audit.evidence)}</dd></div>"
+        f"<div><dt>{name}</dt><dd>{value}<small>{text(more)}</small>{evidence_tag(audit.evidence)}</dd></div>"
         for name, value, more in facts
     )
     left_out = "".join(f"<p class=about>{line}</p>" for line in unknown(audit))
@@ -107,16 +83,12 @@ def _header(audit: Audit, title: str) -> str:
         "activation is padded to 64 bytes; reshapes that keep it are free. Nothing ran on a Neural Engine, and no "
         "number here is a time."
     )
-    return f"<header><h1>{_text(title)}</h1><p class=about>{about}</p><dl class=totals>{cells}</dl>{left_out}</header>"
-
-
-def _evidence(evidence: Evidence) -> str:
-    return f'<small class="evidence {evidence}">{evidence}</small>'
+    return f"<header><h1>{text(title)}</h1><p class=about>{about}</p><dl class=totals>{cells}</dl>{left_out}</header>"
 
 
 def _findings(audit: Audit) -> str:
     groups = audit.groups
-    left = "".join(f"<p class=notes>{_text(line)}</p>" for line in rest(audit))
+    left = "".join(f"<p class=notes>{text(line)}</p>" for line in rest(audit))
     if not groups:
         return f"<section><h2>Findings</h2><p class=notes>No rule applies.</p>{left}</section>"
     most = max(group.wasted_bytes for group in groups) or 1
@@ -141,18 +113,18 @@ def _finding(group: Group, most: int) -> str:
     first = waste(group) if waste(group) != group.severity else severity
     kind = f" {severity}" if first != severity and group.severity is not Severity.WASTE else ""
     return (
-        f"<tr><td class=number>{first}{bar}</td><td data-name=rule>{_text(group.rule)}{kind}</td>"
+        f"<tr><td class=number>{first}{bar}</td><td data-name=rule>{text(group.rule)}{kind}</td>"
         f"<td class=number data-name=places>{group.count}</td>"
-        f"<td class=wide data-name=where>{_text(group.where)}<small>{_text(place)}</small></td>"
-        f"<td class=wide data-name=what>{_text(worst.what)}<small>{_text(worst.op)} {_text(worst.shapes)}</small></td>"
-        f"<td data-name=fix>{_text(group.rewrite.value)}</td></tr>"
+        f"<td class=wide data-name=where>{text(group.where)}<small>{text(place)}</small></td>"
+        f"<td class=wide data-name=what>{text(worst.what)}<small>{text(worst.op)} {text(worst.shapes)}</small></td>"
+        f"<td data-name=fix>{text(group.rewrite.value)}</td></tr>"
     )
 
 
 def _sweep(sweep: Sweep | None) -> str:
     if sweep is None:
         return ""
-    said = "".join(f"<li>{_text(line)}</li>" for line in sweep_lines(sweep))
+    said = "".join(f"<li>{text(line)}</li>" for line in sweep_lines(sweep))
     rows = "".join(
         f"<tr><th scope=row>{p.size}</th><td class=number>{p.bytes_per_pixel:,.0f}</td>"
         f"<td class=number>{size_text(p.padded_bytes)}</td><td class=number>{p.padding_ratio:.2f}x</td>"
@@ -166,7 +138,7 @@ def _sweep(sweep: Sweep | None) -> str:
         f"<tbody>{rows}</tbody></table></div>"
     )
     plot = _plot(sweep) if len(sweep.points) > 1 else ""
-    head = f"<h2>Input sizes</h2>{_evidence(sweep.evidence)}"
+    head = f"<h2>Input sizes</h2>{evidence_tag(sweep.evidence)}"
     return f"<section>{head}{plot}<ul>{said}</ul>{table if rows else ''}</section>"
 
 
@@ -209,7 +181,7 @@ def _plot(sweep: Sweep) -> str:
 def _score(score: Score | None) -> str:
     if score is None:
         return ""
-    said = "".join(f"<li>{_text(line)}</li>" for line in score_lines(score, every=True))
+    said = "".join(f"<li>{text(line)}</li>" for line in score_lines(score, every=True))
     return f"<section><h2>Against the compute plan</h2><ul>{said}</ul></section>"
 
 
@@ -217,7 +189,7 @@ def _sources(audit: Audit) -> str:
     used = {finding.rule for finding in audit.findings}
     items = "".join(
         f"<dt>{rule.id}{' (reported by users)' if rule.reported else ''}</dt>"
-        f"<dd>{_text(rule.fact)}<br>{_text(rule.source)}</dd>"
+        f"<dd>{text(rule.fact)}<br>{text(rule.source)}</dd>"
         for rule in RULES
         if rule.id in used
     )

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..files import replace_file
 from ..types import Evidence, Row
 from . import cells, plots
 from .budget import Budget, verdict
+from .page import document, evidence_tag, plot_scripts, text
 
 COLUMNS = ("candidate", "top-1", "agreement", "size", "latency, ms", "layers quantized", "check")
 
@@ -33,67 +30,33 @@ def write_html(
     mapping per trained model with a `name` and any further keys; floats under keys that contain 'top1' are shares
     (0..1). The page's Content-Security-Policy allows its own three scripts by hash and no connection of any kind.
     """
-    from plotly.offline import get_plotlyjs
-
-    assets = importlib.resources.files(__package__)
-    scripts = [get_plotlyjs(), assets.joinpath("page.js").read_text(encoding="utf-8")]
     body = "\n".join(
         [
-            f"<header><h1>{_text(title)}</h1><p class=about>{_text(about)}</p>{_verdict(rows, budget)}</header>",
+            f"<header><h1>{text(title)}</h1><p class=about>{text(about)}</p>{_verdict(rows, budget)}</header>",
             _plots(rows),
             _candidates(rows),
             _training(training),
             _environment(environment),
         ]
     )
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_policy(scripts)}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{_text(title)}</title>
-<style>{assets.joinpath("page.css").read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<main>
-{body}
-</main>
-{"".join(f"<script>{script}</script>" for script in scripts)}
-</body>
-</html>
-"""
+    page = document(title, body, scripts=plot_scripts())
     with replace_file(path) as partial:
         partial.write_text(page, encoding="utf-8")
-
-
-def _policy(scripts: Iterable[str]) -> str:
-    """Only these scripts, inline styles and inline images; everything that would use the network is refused."""
-    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    return (
-        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "
-        "base-uri 'none'; form-action 'none'"
-    )
-
-
-def _text(words: object) -> str:
-    return escape(cells.plain(str(words)))
 
 
 def _verdict(rows: Sequence[Row], budget: Budget | None) -> str:
     if budget is None:
         return ""
     result = verdict(rows, budget)
-    return f'<p class="verdict {"met" if result.met else "missed"}">{_text(result.sentence)}</p>'
+    return f'<p class="verdict {"met" if result.met else "missed"}">{text(result.sentence)}</p>'
 
 
 def _plots(rows: Sequence[Row]) -> str:
     figures = "".join(_plot(rows, cost) for cost in (plots.LATENCY, plots.SIZE))
     colours = plots.target_colours(rows)
-    targets = "".join(f'<li><i style="background:{c}"></i>{_text(t)}</li>' for t, c in colours.items())
+    targets = "".join(f'<li><i style="background:{c}"></i>{text(t)}</li>' for t, c in colours.items())
     precisions = "".join(
-        f"<li><b>{plots.symbol(p)[1]}</b>{_text(p)}</li>" for p in dict.fromkeys(row.precision for row in rows)
+        f"<li><b>{plots.symbol(p)[1]}</b>{text(p)}</li>" for p in dict.fromkeys(row.precision for row in rows)
     )
     hollow = "" if all(row.trained for row in rows) else "<li><b>○</b>hollow: UNTRAINED</li>"
     faint = "<li><b style='opacity:.4'>●</b>faint: failed its check</li>" if any(map(cells.failed, rows)) else ""
@@ -106,7 +69,7 @@ def _plots(rows: Sequence[Row]) -> str:
 
 def _plot(rows: Sequence[Row], cost: plots.Cost) -> str:
     figure = plots.figure(rows, cost).to_json()  # plotly writes "<" as an escape, so no name can end the element
-    left_out = "".join(f"<li>{_text(sentence)}</li>" for sentence in plots.unplotted(rows, cost))
+    left_out = "".join(f"<li>{text(sentence)}</li>" for sentence in plots.unplotted(rows, cost))
     beneath = f"<p>Not in this plot:</p><ul>{left_out}</ul>" if left_out else ""
     label = f"Accuracy over {cost.name}; the same numbers are in the table below."
     return (
@@ -127,7 +90,7 @@ def _candidates(rows: Sequence[Row]) -> str:
     notes = " ".join(cells.conditions(rows))
     body = "\n".join(_candidate(row, rows) for row in rows)
     return (
-        f"<section><h2>Every candidate</h2><p class=notes>{_text(notes)} A click on a heading sorts.</p>"
+        f"<section><h2>Every candidate</h2><p class=notes>{text(notes)} A click on a heading sorts.</p>"
         f'<div class=scroll tabindex=0 role=region aria-label="Candidates"><table id=candidates>'
         f"<thead><tr>{heads}</tr></thead><tbody>\n{body}\n</tbody></table></div></section>"
     )
@@ -135,34 +98,30 @@ def _candidates(rows: Sequence[Row]) -> str:
 
 def _candidate(row: Row, rows: Sequence[Row]) -> str:
     known = {"file": row.file} if row.file else {}
-    settings = "".join(f"<dt>{_text(k)}</dt><dd>{_text(v)}</dd>" for k, v in {**known, **row.settings}.items())
+    settings = "".join(f"<dt>{text(k)}</dt><dd>{text(v)}</dd>" for k, v in {**known, **row.settings}.items())
     details = f"<details><summary>settings</summary><dl>{settings}</dl></details>" if settings else ""
-    name = f"{_text(row.name)}" + ("" if row.trained else " <em class=untrained>UNTRAINED</em>")
+    name = f"{text(row.name)}" + ("" if row.trained else " <em class=untrained>UNTRAINED</em>")
     colour = plots.target_colours(rows)[row.target]
     sign = f'<i class=sign style="color:{colour}" aria-hidden=true>{plots.symbol(row.precision)[1]}</i>'
-    form = _text(cells.form(row)).replace(":", ":<wbr>")
+    form = text(cells.form(row)).replace(":", ":<wbr>")
     times = cells.ratio(row, rows)
     latency = cells.latency(row)
     check = "failed" if cells.failed(row) else ""
     return (
-        f'<tr><th scope=row data-key="{_text(cells.form(row))}">{sign}<strong>{form}</strong>'
+        f'<tr><th scope=row data-key="{text(cells.form(row))}">{sign}<strong>{form}</strong>'
         f"<small>{name}</small>{details}</th>"
         f"{_number(cells.top1(row))}{_number(cells.agreement(row))}{_number(cells.size(row))}"
         f"{_number(latency, more=times)}{_number(cells.layers(row))}"
-        f'<td class="check {check}" data-key="{_text(row.check)}">{_text(row.check) or "not checked"}</td></tr>'
+        f'<td class="check {check}" data-key="{text(row.check)}">{text(row.check) or "not checked"}</td></tr>'
     )
 
 
 def _number(cell: cells.Cell, more: str = "") -> str:
     if cell.key is None:
-        return f"<td class=missing>{_text(cell.text)}</td>"
-    after = f" <span class=times>{_text(more)}</span>" if more else ""
-    detail = f"<small>{_text(cell.detail)}</small>" if cell.detail else ""
-    return f'<td class=number data-key="{cell.key}">{_text(cell.text)}{after}{detail}{_evidence(cell.evidence)}</td>'
-
-
-def _evidence(evidence: Evidence | None) -> str:
-    return f'<small class="evidence {evidence}">{evidence}</small>' if evidence else ""
+        return f"<td class=missing>{text(cell.text)}</td>"
+    after = f" <span class=times>{text(more)}</span>" if more else ""
+    detail = f"<small>{text(cell.detail)}</small>" if cell.detail else ""
+    return f'<td class=number data-key="{cell.key}">{text(cell.text)}{after}{detail}{evidence_tag(cell.evidence)}</td>'
 
 
 def _training(training: Sequence[Mapping[str, object]]) -> str:
@@ -171,7 +130,7 @@ def _training(training: Sequence[Mapping[str, object]]) -> str:
     keys = list(dict.fromkeys(key for result in training for key in result))
     numeric = {key for key in keys if any(isinstance(result.get(key), int | float) for result in training)}
     heads = "".join(
-        f"<th scope=col class={'number' if key in numeric else 'words'}>{_text(key.replace('_', ' '))}</th>"
+        f"<th scope=col class={'number' if key in numeric else 'words'}>{text(key.replace('_', ' '))}</th>"
         for key in keys
     )
     body = "".join(
@@ -189,11 +148,11 @@ def _trained(key: str, value: object, numeric: bool) -> str:
     if value is None:
         return "<td class=missing>not measured</td>" if numeric else "<td class=words>–</td>"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return f"<td class=words>{_text(value)}</td>"
+        return f"<td class=words>{text(value)}</td>"
     words = cells.percent(value) if "top1" in key else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-    return f"<td class=number>{words}{_evidence(Evidence.MEASURED)}</td>"
+    return f"<td class=number>{words}{evidence_tag(Evidence.MEASURED)}</td>"
 
 
 def _environment(environment: Mapping[str, str]) -> str:
-    items = "".join(f"<div><dt>{_text(key)}</dt><dd>{_text(value)}</dd></div>" for key, value in environment.items())
+    items = "".join(f"<div><dt>{text(key)}</dt><dd>{text(value)}</dd></div>" for key, value in environment.items())
     return f"<section><h2>Environment</h2><dl class=environment>{items}</dl></section>"

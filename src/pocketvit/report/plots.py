@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..errors import BadInput
+from ..pareto import pareto
 from ..types import Row
 from . import cells
 
@@ -60,22 +60,6 @@ class Cost:
 
 LATENCY = Cost(name="latency", title="latency, ms (median; bar: p10–p90)", cell=cells.latency)
 SIZE = Cost(name="size", title="file size, MB", cell=cells.size, scale=1e-6)
-
-
-def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
-    """Indices of the (cost, accuracy) points that no other point beats, by increasing cost.
-
-    A point is beaten by one that costs no more and scores no less and is better in one of the two; equal points
-    do not beat each other. Raises BadInput for a coordinate that is not a number.
-    """
-    if any(math.isnan(value) for point in points for value in point):
-        raise BadInput("A Pareto front needs numbers; one of the points holds a NaN.")
-    front: list[int] = []
-    for i in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1], i)):
-        best = points[front[-1]] if front else None
-        if best is None or points[i][1] > best[1] or points[i] == best:
-            front.append(i)
-    return tuple(front)
 
 
 def figure(rows: Sequence[Row], cost: Cost) -> Figure:
