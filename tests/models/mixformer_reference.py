@@ -44,13 +44,13 @@ class Reference:
         return self._linear("head.fc", x.flatten(1, 2).mean(1))
 
     def block(self, name: str, x: Tensor, heads: int) -> Tensor:
-        """Equation 1: x (B, H, W, C) with two shortcuts."""
+        """x (B, H, W, C) with two shortcuts."""
         x = x + self.mix(f"{name}.attn", self._layer_norm(f"{name}.norm1", x), heads)
         y = self._layer_norm(f"{name}.norm2", x)
         return x + self._linear(f"{name}.mlp.fc2", _gelu(self._linear(f"{name}.mlp.fc1", y)))
 
     def mix(self, name: str, x: Tensor, heads: int) -> Tensor:
-        """Figure 2, over a map grown with zeros to whole windows and cut again."""
+        """Both branches, over a map grown with zeros to whole windows and cut again."""
         height, width = x.shape[1:3]
         x = _grown(x, *self.window, axes=(1, 2))
         conv = self._layer_norm(f"{name}.conv_in.1", self._linear(f"{name}.conv_in.0", x)).permute(0, 3, 1, 2)

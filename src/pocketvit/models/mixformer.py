@@ -1,7 +1,7 @@
 """MixFormer B0 to B6: features mixed across windows and dimensions (arXiv 2204.02557, CVPR 2022; not the tracker).
 
-Configurations are those of Table 1 and of the authors' release in PaddleClas, which never published the weights. Our
-position tables run the other way round than theirs (key minus query).
+Configurations are those of the paper and of the authors' release in PaddleClas, which came without weights. Weights
+in their layout would need their position tables turned round: theirs run by query minus key, ours by key minus query.
 
 Axes: B images, H and W rows and columns, C channels.
 """
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .mixformer_blocks import MixingBlock, to_channels_first, to_channels_last
 
-# All variants widen to this many channels before the average: small models gain most (section 3.3).
+# All variants widen to this many channels before the average: small models gain most.
 _HEAD_WIDTH = 1280
 
 
@@ -89,7 +89,7 @@ class Stage(nn.Module):
 
 
 class MixFormer(nn.Module):
-    """The network of Figure 3: stem, four stages of widths C, 2C, 4C, 8C, widening to 1280, average, classifier.
+    """Stem, four stages of widths C, 2C, 4C, 8C, widening to 1280, average, classifier.
 
     embed_dim: C. depths, num_heads: per stage. window_size: of the attention, in positions of the map; a smaller one
     suits images below 224 pixels, where windows of 7 are mostly padding. Takes images of any size.
@@ -250,7 +250,7 @@ def _mixformer(name: str, pretrained: bool, architecture: dict[str, Any], kwargs
 
 @register_model
 def mixformer_b0(pretrained: bool = False, **kwargs: Any) -> MixFormer:
-    """MixFormer-B0: 5.0 M parameters, 0.4 G multiply-accumulates, published top-1 76.5."""
+    """MixFormer-B0: 5 M parameters, 0.4 G multiply-accumulates, published top-1 76.5."""
     arch = {"embed_dim": 24, "depths": (1, 2, 6, 6), "num_heads": (3, 6, 12, 24)}
     return _mixformer("mixformer_b0", pretrained, arch, kwargs)
 

@@ -34,7 +34,7 @@ def _normed_linear(width_in: int, width_out: int) -> nn.Sequential:
 
 
 def _gate(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
-    """An interaction (section 3.2): two 1x1 convolutions and a sigmoid, the values the other branch is scaled by."""
+    """An interaction: two 1x1 convolutions and a sigmoid, the values the other branch is scaled by."""
     return nn.Sequential(
         ConvNormAct(width_in, width_hidden, 1, bias=True, act_layer=nn.GELU),
         nn.Conv2d(width_hidden, width_out, 1),
@@ -43,7 +43,7 @@ def _gate(width_in: int, width_hidden: int, width_out: int) -> nn.Sequential:
 
 
 class MixingAttention(nn.Module):
-    """Both branches and what they tell each other (Figure 2); the sides of x (B, H, W, C) are multiples of the window.
+    """Both branches and what they tell each other; the sides of x (B, H, W, C) are multiples of the window.
 
     Channel interaction: the convolved map, averaged over the image, gates the channels of the attention's values.
     Spatial interaction: the attention's output gates the positions of the convolved map.
@@ -91,7 +91,7 @@ class MixingAttention(nn.Module):
 
 
 class MixingBlock(nn.Module):
-    """Mixing attention, then a feed-forward network, each behind a norm and with a shortcut (equation 1)."""
+    """Mixing attention, then a feed-forward network, each behind a norm and with a shortcut."""
 
     def __init__(self, dim: int, heads: int, window: tuple[int, int], drop_path: float) -> None:
         super().__init__()
@@ -105,10 +105,10 @@ class MixingBlock(nn.Module):
     def forward(self, x_BHWC: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape, of any size.
 
-        Where the window does not divide the map, zeros are added below and to the right and cut off again. As in the
-        authors' code they take full part, behind the first norm: the attention does not mask them, the convolution
-        and its average see them, and the batch norms count them. Their published detection results rest on that. At
-        224 pixels and window 7 nothing is padded.
+        Where the window does not divide the map, zeros are added below and to the right, and cut off again. As in the
+        authors' code they come after the first norm and take full part: the linear layers give them their biases, the
+        attention does not mask them, and the convolution, its average and the batch norms see them. At 224 pixels and
+        window 7 nothing is padded.
         """
         _, H, W, _ = x_BHWC.shape
         padded_BHWC, _ = pad_to_windows(self.norm1(x_BHWC), self.window)

@@ -47,8 +47,9 @@ class DynamicReLU(nn.Module):
 
     def forward(self, x_BCHW: Tensor, token_BD: Tensor) -> Tensor:
         """Activations (B, C, H, W)."""
-        first, second = F.hardsigmoid(self.slopes(token_BD)[:, :, None, None]).chunk(2, dim=1)
-        return torch.maximum(x_BCHW * (2 * first), x_BCHW * (2 * second - 1))
+        # a vector until the last moment: as (B, C, 1, 1) the Neural Engine would pad each number to 64 bytes
+        first_BC, second_BC = F.hardsigmoid(self.slopes(token_BD)).chunk(2, dim=1)
+        return torch.maximum(x_BCHW * (2 * first_BC)[:, :, None, None], x_BCHW * (2 * second_BC - 1)[:, :, None, None])
 
 
 class MobileToFormer(nn.Module):

@@ -22,6 +22,7 @@ from pocketvit.targets.coreml.program import Program, read_program
 from pocketvit.targets.coreml.proof import follows
 from pocketvit.types import Artifact, Precision
 
+from .conftest import save_program
 from .faults import FAULTS, plant
 
 PRECISIONS = [Precision.FP32, Precision.FP16, Precision.W8]
@@ -198,3 +199,18 @@ def test_quantized_layers_are_counted_in_the_file(made):
     with pytest.raises(CheckFailed, match=f"says {count.layers - 1}/{count.of} layers"):
         wrong = replace(it.artifact, quantized=replace(count, layers=count.layers - 1))
         TARGETS.get("coreml").prove(wrong, it.module, it.images, it.reference)
+
+
+@pytest.mark.parametrize(
+    ("perm", "same"), [([0, 2, -3, -1], True), ([0, -2, 1, -1], True), ([0, 1, 2, 3], False), ([0, 2, -1, 1], False)]
+)
+def test_axes_counted_from_the_back_are_the_same_axes(perm: list[int], same: bool, tmp_path: Path) -> None:
+    """coremltools writes a permutation anew when it compresses weights; other axes of the same shape stay a fault."""
+    x = {"x": np.zeros((2, 4, 4, 4), np.float32)}
+
+    def program(name: str, axes: list[int]) -> Program:
+        path = save_program(tmp_path / name, lambda mb, x: mb.transpose(x=x, perm=axes, name="y"), x, 15)
+        return read_program(read_package(path))
+
+    found = differences(program("ours.mlpackage", perm), program("twin.mlpackage", [0, 2, 1, 3]))
+    assert bool(found) != same, found

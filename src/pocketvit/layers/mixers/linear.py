@@ -33,15 +33,13 @@ class LinearAttention(TokenMixer):
 
     def mix(self, x_BNC: Tensor) -> Tensor:
         """See the class."""
-        q, k, v = (
-            part.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in self.qkv(x_BNC).chunk(3, dim=-1)
-        )
-        q_BhND = _phi(q)
+        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x_BNC).chunk(3, dim=-1))
+        q_BhND, v_BhND = _phi(q).permute(0, 2, 1, 3), v.permute(0, 2, 1, 3)
         # a mean in place of the sum: the ratio is the same, and half precision cannot overflow
-        k_BhDN = _phi(k).transpose(2, 3) / self.tokens
-        above = q_BhND @ (k_BhDN @ v)
+        k_BhDN = _phi(k).permute(0, 2, 3, 1) / self.tokens
+        above = q_BhND @ (k_BhDN @ v_BhND)
         below = q_BhND @ k_BhDN.sum(dim=-1, keepdim=True)
-        return self.proj_drop(self.proj((above / (below + _EPS)).transpose(1, 2).flatten(2)))
+        return self.proj_drop(self.proj((above / (below + _EPS)).permute(0, 2, 1, 3).flatten(2)))
 
 
 def _phi(x: Tensor) -> Tensor:

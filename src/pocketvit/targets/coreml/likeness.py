@@ -16,7 +16,7 @@ from torch import Tensor
 from .arithmetic import HALF_MAX
 from .compiler import unpacked_constants
 from .program import Op, Program
-from .values import Dtype, TensorType
+from .values import Dtype, TensorType, Value
 
 _HALF_ULPS = 2.0**-9  # relative: two units in the last of fp16's 11 places, because folding may round more than once
 _HALF_FLOOR = 2.0**-23  # absolute: below its normal range fp16 has steps of 2^-24
@@ -95,11 +95,22 @@ class _Walk:
             if len(ours) != len(theirs):
                 yield f"{a} has {len(ours)} {parameter} instead of {len(theirs)}"
                 continue
+            if (a.kind, parameter) == ("transpose", "perm"):
+                # coremltools writes [0, 2, 1, 3] as [0, 2, -3, -1] when it compresses
+                axes = self._axes(0, ours)
+                if axes is not None and axes == self._axes(1, theirs):
+                    continue
             for x, y in zip(ours, theirs, strict=True):
                 if isinstance(x, str) and isinstance(y, str):
                     waiting.append((x, y))
                 elif isinstance(x, str) or isinstance(y, str) or not _same_value(x.data, y.data):
                     yield f"{a} has another {parameter} than the twin"
+
+    def _axes(self, side: int, given: tuple[str | Value, ...]) -> list[int] | None:
+        """The axes a transpose names, counted from the front; None where they are not a constant of its file."""
+        (value,) = given
+        axes = self.constants[side].get(value) if isinstance(value, str) else torch.as_tensor(value.data)
+        return [int(axis) % len(axes) for axis in axes] if isinstance(axes, Tensor) else None
 
     def _constant(self, a: _Source, b: _Source) -> Iterator[str]:
         ours, theirs = self.constants[0][a.name], self.constants[1][b.name]
