@@ -27,12 +27,13 @@ import torch
 from timm.models import get_model_input_config
 
 import pocketvit.catalogue
+import pocketvit.models  # registers ours
 from pocketvit.files import beside
 from pocketvit.measure.cost import count
 from pocketvit.measure.environment import versions
-from pocketvit.models.resolve import is_ours
 
 Row = dict[str, str]
+Accuracies = dict[tuple[str, str], Row]  # by the name of the weights, as model.tag, and the image size in pixels
 
 SAVE_EVERY = 25
 IMAGENET = 1000  # classes
@@ -104,6 +105,16 @@ IPHONE_TOOLCHAINS = (
     ),
 )
 NO_DEVICE = "iPhone (not stated which)"
+# Weights that a source names and timm has under a tag of its own, converted from the very same file. In none of these:
+# EfficientFormer's 300 epochs (timm has its 1000), b2-r288.pt timed at 224, tonylins' MobileNetV2, and those of
+# torchvision that the two patterns below do not find in the table of accuracies.
+SAME_WEIGHTS = {
+    "HF BeitForImageClassification microsoft/beit-base-patch16-224": "beit_base_patch16_224.in22k_ft_in22k_in1k",
+    "HF LevitForImageClassification facebook/levit-128S": "levit_128s.fb_dist_in1k",
+    "HF MobileViTForImageClassification apple/mobilevit-small": "mobilevit_s.cvnets_in1k",
+    "timm dla102x": "dla102x.in1k",  # the only one there is
+}
+TORCHVISION_TAGS = {"V1": "tv_in1k", "V2": "tv2_in1k"}
 SNAPDRAGON_RUNTIMES = {"qnn_dlc": "QAIRT/QNN", "tflite": "TFLite", "onnx": "ONNX Runtime"}
 UNUSUAL_QAIRT = "qairt=2.41"  # a few rows beside those of 2.42
 ANDROID_DEVICES = {  # the columns of one table: device and what of it computed
@@ -186,9 +197,14 @@ def write(path: Path, columns: list[str], rows: Iterable[Row]) -> None:
     unfinished.replace(path)
 
 
+def ours(name: str) -> bool:
+    """True where this package registers the model."""
+    return timm.model_entrypoint(name).__module__.startswith("pocketvit.")
+
+
 def count_model(name: str) -> Row:
     """What one architecture costs at its default size, or why that cannot be said."""
-    row = dict.fromkeys(MODEL_COLUMNS, "") | {"name": name, "ours": "yes" if is_ours(name) else ""}
+    row = dict.fromkeys(MODEL_COLUMNS, "") | {"name": name, "ours": "yes" if ours(name) else ""}
     size = timm.get_pretrained_cfg(name).input_size
     try:
         with torch.device("meta"):  # no weights, so that the largest of them fit in memory
@@ -208,14 +224,23 @@ def count_model(name: str) -> Row:
     }
 
 
-def add_accuracy(row: Row, accuracies: dict[str, Row], sources: Sources) -> Row:
+def read_accuracies(figures: Path) -> Accuracies:
+    """accuracy.csv, which has some weights at several image sizes."""
+    rows = read(figures / "accuracy.csv")
+    found = {(row["model"], row["img_size"]): row for row in rows}
+    if len(found) != len(rows):
+        raise SystemExit("accuracy.csv has two rows for the same weights and size.")
+    return found
+
+
+def add_accuracy(row: Row, accuracies: Accuracies, sources: Sources) -> Row:
     """The row with the accuracy of the default weights, else of the best weights there are."""
     row = row | dict.fromkeys(["weights", "top1", "top5", "top1_size", "top1_source"], "")
     row["note"] = row["note"].partition(OF_OTHERS)[0].rstrip("; ")
     name, size = row["name"], row["input_size"].rpartition("x")[2]
     described = timm.get_pretrained_cfg(name)
     default = described.tag if described and described.tag and timm.models.is_model_pretrained(name) else ""
-    found = best_accuracy(name, size, accuracies, [default]) or best_accuracy(name, "", accuracies, [])
+    found = best_accuracy(name, default, size, accuracies)
     row["weights"] = found["model"].partition(".")[2] if found else default
     if found:
         row |= {"top1": found["top1"], "top5": found["top5"], "top1_size": found["img_size"]}
@@ -225,14 +250,11 @@ def add_accuracy(row: Row, accuracies: dict[str, Row], sources: Sources) -> Row:
     return row
 
 
-def best_accuracy(name: str, size: str, accuracies: dict[str, Row], preferred: list[str]) -> Row | None:
-    """The published accuracy of an architecture at an image size (any, where empty): preferred tags, then the best."""
-    found = [
-        row for row in accuracies.values() if row["model"].partition(".")[0] == name and size in ("", row["img_size"])
-    ]
-    by_tag = {row["model"].partition(".")[2]: row for row in found}
-    chosen = [by_tag[tag] for tag in preferred if tag in by_tag]
-    return chosen[0] if chosen else max(found, key=lambda row: float(row["top1"]), default=None)
+def best_accuracy(name: str, default: str, size: str, accuracies: Accuracies) -> Row | None:
+    """The published accuracy of an architecture: of its default weights if it can be, at its own size if it can be."""
+    found = [row for row in accuracies.values() if row["model"].partition(".")[0] == name]
+    of_default = [row for row in found if row["model"] == f"{name}.{default}"]
+    return max(of_default or found, key=lambda row: (row["img_size"] == size, float(row["top1"])), default=None)
 
 
 def known_name(name: str, paper_name: str) -> str:
@@ -243,22 +265,35 @@ def known_name(name: str, paper_name: str) -> str:
     return f"mobile_former_{ours[1]}m" if ours else ""
 
 
-def with_accuracy(row: Row, accuracies: dict[str, Row], preferred: list[str]) -> Row:
-    """The row with timm's accuracy where its own source states none and the same thing is meant, else with why not."""
+def weights_timed(architecture: str, model: str) -> str:
+    """What timm calls the weights that a source says it timed, as model.tag; empty where timm has no such weights."""
+    named = re.fullmatch(r"torchvision \w+ IMAGENET1K_(V\d)( \(transform_input=False\))?", architecture)
+    if named and model:
+        return f"{model}.{TORCHVISION_TAGS[named[1]]}"
+    tagged = re.fullmatch(r"timm (\w+\.\w+)", architecture)
+    return tagged[1] if tagged else SAME_WEIGHTS.get(architecture, "")
+
+
+def with_accuracy(row: Row, accuracies: Accuracies) -> Row:
+    """The row with timm's accuracy where its source states none but names weights timm has, else why there is none.
+
+    An accuracy of other weights would say little about what was timed: one architecture has some points apart.
+    """
     if row["top1"]:
         return row | {"top1_source": "the latency's source"}
-    if "backbone" in f"{row['name']} {row['note']}":
+    if re.search("backbone|image encoder", f"{row['name']} {row['note']}"):
         return row | {"top1_source": "a backbone without its head"}
     if not row["model"]:
         return row | {"top1_source": "not stated, and timm does not have the model"}
     if re.search(r"\bw\d", row["toolchain"]):
         return row | {"top1_source": "a quantized file"}
-    described = timm.get_pretrained_cfg(row["model"])
-    tags = [*preferred, (described.tag or "") if described else ""]
-    found = best_accuracy(row["model"], row["resolution"], accuracies, tags) if row["resolution"] else None
-    if found is None:
-        return row | {"top1_source": f"no timm weights evaluated at {row['resolution'] or 'an unstated size'}"}
-    return row | {"top1": found["top1"], "top1_source": f"timm {found['model']}"}
+    if not row["architecture"]:
+        return row | {"top1_source": "not stated, nor which weights were timed"}
+    size = row["resolution"]
+    if found := accuracies.get((weights_timed(row["architecture"], row["model"]), size)):
+        return row | {"top1": found["top1"], "top1_source": f"timm {found['model']}"}
+    whose = "torchvision's weights" if "torchvision" in row["architecture"] else "the weights that were timed"
+    return row | {"top1_source": f"timm has not evaluated {whose} at {size}"}
 
 
 def elements(number: str, unit: float) -> str:
@@ -273,6 +308,7 @@ def iphone_row(raw: Row, sources: Sources) -> Row:
         raise SystemExit(f"{len(names)} names for toolchain {raw['toolchain']!r} of {raw['source']!r}")
     return {
         "model": known_name(raw["model"], raw["paper_name"]),
+        "architecture": "",
         "name": raw["paper_name"],
         "device": raw["device"] or NO_DEVICE,
         "os": raw["os"],
@@ -304,6 +340,7 @@ def snapdragon_row(raw: Row, sources: Sources) -> Row:
         notes.append(f"info.yaml says {raw['info_yaml_resolution']}")
     return {
         "model": known_name(named[1] if named else "", ""),
+        "architecture": raw["architecture"],
         "name": raw["model"],
         "device": raw["device"],
         "os": raw["device_os"],
@@ -326,6 +363,7 @@ def android_row(raw: Row, sources: Sources) -> Row:
     device, unit = ANDROID_DEVICES[raw["target"]]
     return {
         "model": known_name(raw["model"], raw["paper_name"]),
+        "architecture": "",
         "name": raw["paper_name"],
         "device": device,
         "os": "",
@@ -343,7 +381,7 @@ def android_row(raw: Row, sources: Sources) -> Row:
     }
 
 
-def latency_rows(figures: Path, accuracies: dict[str, Row], sources: Sources) -> tuple[list[Row], list[Row]]:
+def latency_rows(figures: Path, accuracies: Accuracies, sources: Sources) -> tuple[list[Row], list[Row]]:
     """Every published latency, in the order of the files, and the setups they were measured with."""
     files: list[tuple[str, Callable[[Row, Sources], Row]]] = [
         ("iphone_latency.csv", iphone_row),
@@ -353,10 +391,7 @@ def latency_rows(figures: Path, accuracies: dict[str, Row], sources: Sources) ->
     rows, setups = [], Setups()
     for file, convert in files:
         for raw in read(figures / file):
-            # the source ran torchvision's weights: theirs first, where timm has evaluated them
-            torchvision = re.search(r"torchvision .*IMAGENET1K_V([12])", raw.get("architecture", ""))
-            tags = [{"1": "tv_in1k", "2": "tv2_in1k"}[torchvision[1]]] if torchvision else []
-            row = with_accuracy(convert(raw, sources), accuracies, tags)
+            row = with_accuracy(convert(raw, sources), accuracies)
             rows.append({column: row[column] for column in LATENCY_COLUMNS if column != "setup"})
             rows[-1]["setup"] = setups.id_of(row)
     return rows, setups.rows
@@ -413,7 +448,7 @@ def main() -> None:
     same = read(given.out / "counted_with.csv") == libraries
     kept = {row["name"]: row for row in read(given.out / "models.csv") if same and row["name"] in names}
     due = [n for n in names if n not in kept or any(fnmatchcase(n, pattern) for pattern in given.models)]
-    accuracies = {row["model"]: row for row in read(given.figures / "accuracy.csv")}
+    accuracies = read_accuracies(given.figures)
     write(given.out / "counted_with.csv", ["library", "version"], libraries)
     for i, name in enumerate(due, 1):
         kept[name] = count_model(name)

@@ -67,6 +67,33 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments", "params", "macs", "decimals"),
+    [
+        # other papers' tables (EMOv2, RMT) at 224 px
+        ("tiny_moat_0", {}, 3.4, 0.8, 1),
+        ("tiny_moat_1", {}, 5.1, 1.2, 1),
+        ("tiny_moat_2", {}, 10, 2.3, 0),
+        # the paper's ablation of MOAT-1: blocks moved from stage 3 to stage 4, without position tables in the count
+        ("moat_1", {"depths": (2, 2, 16, 2)}, 43.7, 8.9, 1),
+        ("moat_1", {"depths": (2, 4, 15, 2)}, 42.6, 9.0, 1),
+        ("moat_1", {"depths": (2, 6, 14, 2)}, 41.6, 9.1, 1),
+        ("moat_1", {"depths": (2, 8, 13, 2)}, 40.6, 9.2, 1),
+        ("moat_1", {"depths": (2, 10, 12, 2)}, 39.5, 9.3, 1),
+    ],
+)
+@pytest.mark.slow
+def test_secondary_rows_and_the_ablation(
+    name: str, arguments: dict, params: float, macs: float, decimals: int
+) -> None:
+    with torch.device("meta"):
+        counted = count(timm.create_model(name, img_size=224, **arguments), (3, 224, 224))
+    assert _within(counted.params / 1e6, params, decimals), (
+        f"{counted.params / 1e6:.2f} M counted, {params} M published"
+    )
+    assert _within(counted.macs / 1e9, macs), f"{counted.macs / 1e9:.2f} G counted, {macs} G published"
+
+
+@pytest.mark.parametrize(
     ("output_stride", "reductions"), [(32, [4, 8, 16, 32]), (16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])]
 )
 def test_features_of_four_stages(output_stride: int, reductions: list[int]) -> None:
@@ -164,6 +191,14 @@ def test_one_checkpoint_serves_other_sizes_and_windows(tmp_path) -> None:
     assert other.module(torch.randn(1, 3, 96, 128)).shape == (1, 10)
 
 
+def test_a_folded_model_is_not_saved(tmp_path) -> None:
+    model = create("tiny_moat_0", **SMALL)
+    fold(model.module)
+    with pytest.raises(BadInput, match="folded for deployment"):
+        save(model, tmp_path / "folded")
+    assert not (tmp_path / "folded").exists()
+
+
 def test_stochastic_depth_grows_along_the_network() -> None:
     model = timm.create_model("tiny_moat_0", drop_path_rate=0.28, drop_rate=0.5, **SMALL)
     rates = [block.drop_path.drop_prob for stage in model.stages for block in stage]
@@ -203,6 +238,11 @@ def test_head_input_channels_and_checkpointing() -> None:
         ({"output_stride": 4}, "8, 16 or 32"),
         ({"pool_size": 4}, "2 or 3"),
         ({"img_size": [64, 64, 64]}, "height and a width"),
+        ({"attention": "local", "window_size": 4}, "two windows"),
+        ({"table_size": [7]}, "2 positive integers"),
+        ({"table_size": 7}, "2 positive integers"),
+        ({"depths": [1, 1, 1]}, "4 positive integers"),
+        ({"widths": [32, 64, 100, 256]}, "multiples of 32"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_words(arguments: dict[str, object], message: str) -> None:

@@ -122,18 +122,27 @@ def test_without_a_classifier_the_head_is_new_and_the_model_untrained(small, tmp
 
 
 def test_faults_are_refused_by_name(small, tmp_path) -> None:
-    found = small[0]
+    found, prefix = small
     with pytest.raises(BadInput, match=r"no TensorFlow checkpoint .*nothing"):
         convert_moat(tmp_path / "nothing")
     with pytest.raises(BadInput, match="holds 0 TensorFlow checkpoints"):
         convert_moat(tmp_path)
+    kernel = found["moat/logits_head/kernel"]
     cases = {
+        "lacks moat/logits_head/bias": {"moat/logits_head/bias": None},
+        r"has the shape \(\)": {"moat/logits_head/bias": np.float32(1)},
+        r"has the shape \(0,\)": {"moat/logits_head/bias": np.zeros(0, np.float32)},
+        r"is \(1, 1, 256, 10\), not \(1, 1, 256, 3000000\)": {
+            "moat/logits_head/bias": np.zeros(3_000_000, np.float32)
+        },
+        "not finite": {"moat/logits_head/kernel": kernel * np.float32("nan")},
+        "more than one MOAT: moat/, teacher/": {"teacher/stem/conv_0/kernel": found["moat/stem/conv_0/kernel"]},
         "lacks moat/block_02_03/attention/k/weight": {"moat/block_02_03/attention/k/weight": None},
         "not a MOAT checkpoint": {"moat/stem/conv_0/kernel": None},
         r"which is none of": {"moat/block_01_02/pre_norm/gamma": None},
         r"gamma.* is \(31,\), not \(32,\)": {"moat/stem/norm_0/gamma": np.ones(31, np.float32)},
         "holds int64": {"moat/stem/norm_0/gamma": np.ones(32, np.int64)},
-        "position tables of shapes": {
+        "tables are square": {
             "moat/block_02_00/attention/relative_position_embedding": np.zeros((4, 26, 26), np.float32)
         },
     }
@@ -142,8 +151,41 @@ def test_faults_are_refused_by_name(small, tmp_path) -> None:
         reference.save(changed, tmp_path / f"{number}.ckpt")
         with pytest.raises(BadInput, match=message):
             convert_moat(tmp_path / f"{number}.ckpt", img_size=64)
+    for argument, message in (
+        ({"position": "lepe"}, "would start from random numbers"),
+        ({"num_classes": 10}, "not num_classes"),
+        ({"attention": "sideways"}, "global.*local"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            convert_moat(prefix, **{"img_size": 64, **argument})
+    stray = {n: v for n, v in found.items() if n != f"moat/stem/norm_0/beta{reference.EMA}"}
+    reference.save(stray, tmp_path / "stray.ckpt")
+    with pytest.raises(BadInput, match=r"lacks .*ExponentialMovingAverage.*--no-ema"):
+        convert_moat(tmp_path / "stray.ckpt", img_size=64)
+    only = {n: v for n, v in found.items() if not n.endswith(reference.EMA)} | {
+        f"global_step{reference.EMA}": np.float32(1)
+    }
+    reference.save(only, tmp_path / "only.ckpt")
+    assert not convert_moat(tmp_path / "only.ckpt", img_size=64).ema
     with pytest.raises(BadInput, match="no exponential moving averages"):
-        convert_moat(tmp_path / "4.ckpt", ema=True)
+        convert_moat(tmp_path / "only.ckpt", ema=True)
+
+
+def test_half_floats_are_read(small, tmp_path) -> None:
+    import ml_dtypes
+
+    for kind in (np.float16, ml_dtypes.bfloat16, np.float64):
+        found = {n: v.astype(kind) if v.dtype == np.float32 else v for n, v in small[0].items()}
+        reference.save(found, tmp_path / "half.ckpt")
+        assert convert_moat(tmp_path / "half.ckpt", img_size=64).model.trained
+
+
+def test_shapes_that_the_file_cannot_hold_are_refused(small, tmp_path) -> None:
+    for file in small[1].parent.iterdir():
+        shutil.copy(file, tmp_path)
+    next(tmp_path.glob("*.data-*")).write_bytes(b"")
+    with pytest.raises(BadInput, match="holds 0 bytes"):
+        convert_moat(tmp_path, img_size=64)
 
 
 def test_a_damaged_file_is_refused(small, tmp_path) -> None:

@@ -197,6 +197,12 @@ def test_img_size_is_the_input_size_of_a_model_that_takes_any(tmp_path: Path) ->
     assert create(str(tmp_path / "checkpoint"), img_size=128).spec.size == (3, 128, 128)
     with pytest.raises(BadInput, match="a height and a width"):
         create("edgenext_xx_small", img_size=(64, 96, 3))
+    assert create("poolformer_s12", img_size=64).spec.size == (3, 64, 64)
+
+
+def test_features_are_no_classifier() -> None:
+    with pytest.raises(BadInput, match="no classifier"):
+        create("test_vit", features_only=True)
 
 
 SMALL = {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2}

@@ -18,8 +18,7 @@ from PIL import Image
 from pocketvit.catalogue import Choice, PublishedLatency
 from pocketvit.errors import BadInput
 from pocketvit.pareto import pareto
-from pocketvit.report.label_places import Dot, places
-from pocketvit.report.landscape import FORMATS, GREY, LARGEST, OTHERS, landscape, write
+from pocketvit.report.landscape import FORMATS, GREY, LARGEST, OTHERS, Dot, landscape, places, write
 from pocketvit.types import Evidence
 
 CANVAS = (530.0, 330.0)

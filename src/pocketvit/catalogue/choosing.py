@@ -67,7 +67,8 @@ def choose(
     max_ms: milliseconds. min_top1: share (0..1). max_params: elements. Rows without a published top-1 are left out,
     since nothing says what they are good for.
 
-    Raises BadInput for a device or toolchain without rows, with close matches and what there is.
+    Raises BadInput for a device or toolchain without rows, with close matches and what there is, and for a toolchain
+    without letters, which every name would contain.
     """
     limits = _limits(max_ms, min_top1, max_params)
     return tuple(_choice(setup, limits, sized=max_params is not None) for setup in _matching(device, toolchain))
@@ -83,6 +84,8 @@ def _matching(device: str, toolchain: str | None) -> list[Setup]:
         )
     if toolchain is None:
         return of_device
+    if not toolchain.strip():
+        raise BadInput("A toolchain without a name matches every one; leave it out to see them all.")
     exact = [setup for setup in of_device if setup.toolchain.casefold() == toolchain.casefold()]
     found = exact or [setup for setup in of_device if toolchain.casefold() in setup.toolchain.casefold()]
     if not found:

@@ -118,7 +118,7 @@ def choose(
             "max_params": _positive("--max-params", max_params),
         }
         if device is None:
-            if toolchain or plot or any(limits.values()):
+            if toolchain is not None or plot or any(limits.values()):
                 raise BadInput("Which device? Add --device NAME; pocketvit choose lists those with published rows.")
             _list_setups(out)
         if plot is not None:
@@ -240,4 +240,4 @@ def _share(percent: float | None) -> float | None:
         raise BadInput(f"--min-top1 takes percent from 0 to 100, as 75, not {percent:g}.")
     if percent <= 1:
         raise BadInput(f"--min-top1 takes percent: did you mean {100 * percent:g}?")
-    return percent / 100
+    return round(percent / 100, 6)  # as the tables are: 81.4 / 100 is more than 0.814

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..errors import BadInput
 from . import app
 from .options import AsJson, ModelArgs
 from .session import session
@@ -40,11 +41,11 @@ def convert_moat(
 
         from ..configs import read_pairs
         from ..models import save
-        from ..models.checkpoint import check_destination
         from ..models.moat_tensorflow import EMA
         from ..models.moat_tensorflow import convert_moat as convert
 
-        check_destination(to.resolve())
+        if to.exists() and not (to.is_dir() and not any(to.iterdir())):
+            raise BadInput(f"{to} exists; choose another directory with --to.")
         done = convert(checkpoint, ema=ema, **read_pairs("--arg", model_args or []))
         save(done.model, to)
         document = {

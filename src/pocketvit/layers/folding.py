@@ -14,6 +14,11 @@ class Foldable(nn.Module, ABC):
     `fuse` is timm's name for the step, so `timm.utils.reparameterize_model` finds it as well.
     """
 
+    @property
+    @abstractmethod
+    def is_folded(self) -> bool:
+        """True once `fuse` was called: its parameters are gone, so it can be run but neither trained nor saved."""
+
     @abstractmethod
     def fuse(self) -> Self:
         """Replace what is computed from parameters alone by its value, in place; once or often, to the same effect."""

@@ -95,6 +95,11 @@ class RelativePositionBias(Foldable):
         bias = table.index_select(1, distance_y).index_select(2, distance_x)
         return bias.reshape(-1, h, h, w, w).transpose(2, 3).reshape(-1, h * w, h * w)
 
+    @property
+    def is_folded(self) -> bool:
+        """True once the bias is a constant."""
+        return self.folded is not None
+
     def fuse(self) -> Self:
         """Keep the finished bias as a constant in place of the table."""
         if self.folded is None:

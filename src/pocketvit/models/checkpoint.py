@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
 from ..files import replace_directory
+from ..layers.folding import Foldable
 
 if TYPE_CHECKING:
     from .model import Model
@@ -65,6 +66,8 @@ def save(model: Model, directory: Path | str) -> None:
 
     if architecture(model.module) is None:
         raise BadInput(f"{model.name} is not a timm architecture, so it cannot be saved as a timm checkpoint.")
+    if any(isinstance(part, Foldable) and part.is_folded for part in model.module.modules()):
+        raise BadInput(f"{model.name} is folded for deployment and can no longer be loaded; save it before.")
     directory = Path(directory).resolve()
     check_destination(directory)
     spec = model.spec

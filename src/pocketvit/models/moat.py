@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..layers import Position
-from .moat_blocks import BATCH_NORM, LAYER_NORM_EPS, MoatBlock, MobileConvolution, Size
+from .moat_blocks import BATCH_NORM, HEAD_DIM, LAYER_NORM_EPS, MoatBlock, MobileConvolution, Size
 
 # The position tables of the two attention stages are stored for 14 x 14 and 7 x 7 tokens whatever the input, and
 # resized to the window in use, so that one checkpoint serves every resolution (as in the authors' code).
@@ -74,6 +74,7 @@ class Moat(nn.Module):
         self.position = _position(position)
         self.grad_checkpointing = False
         windows = _windows(attention, window_size, global_last)
+        _check_stages(depths, widths, table_size)
         if pool_size not in (2, 3):
             raise BadInput(f"pool_size is 2 or 3 in MOAT, not {pool_size}.")
         if output_stride not in (8, 16, 32):
@@ -226,8 +227,22 @@ class Moat(nn.Module):
         return stage(x_BCHW)
 
 
+def _check_stages(depths: Sequence[int], widths: Sequence[int], table_size: Sequence[int]) -> None:
+    """Raise BadInput unless there are positive depths and widths for four stages, and tables for two."""
+    for name, values, count in (("depths", depths, 4), ("widths", widths, 4), ("table_size", table_size, 2)):
+        numbers = _sequence(values)
+        if len(numbers) != count or not all(isinstance(n, int) and n > 0 for n in numbers):
+            raise BadInput(f"{name} takes {count} positive integers in MOAT, not {values}.")
+    if any(width % HEAD_DIM for width in widths[_FIRST_ATTENTION_STAGE:]):
+        raise BadInput(f"The widths of MOAT's attention stages are multiples of {HEAD_DIM}, not {list(widths)}.")
+
+
+def _sequence(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
+
+
 def _size(value: int | Sequence[int], name: str) -> Size:
-    size = (value, value) if isinstance(value, int) else tuple(value)
+    size = (value, value) if isinstance(value, int) else _sequence(value)
     if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
         raise BadInput(f"{name} takes a positive integer or a height and a width, not {value}.")
     return size[0], size[1]
@@ -254,7 +269,7 @@ def _windows(
         return (None,) * len(TABLE_SIZE)
     if attention != "local":
         raise BadInput(f'attention is "global" or "local", not {attention!r}.')
-    sizes = TABLE_SIZE if window_size is None else tuple(window_size)
+    sizes = TABLE_SIZE if window_size is None else _sequence(window_size)
     if len(sizes) != len(TABLE_SIZE):
         raise BadInput(f"MOAT has {len(TABLE_SIZE)} attention stages, so window_size takes two windows, not {sizes}.")
     return tuple(_size(size, "window_size") for size in sizes)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 EMA = "/ExponentialMovingAverage"
 _STEM = "stem/conv_0/kernel"
 _TABLE = "relative_position_embedding"
+_TABLE_MAX = 255  # windows of 128 tokens a side, four times the largest published map
 _HEAD = ("logits_head/kernel", "logits_head/bias")
 
 
@@ -65,15 +67,34 @@ class Variables:
         except self._errors as e:
             raise BadInput(f"{path} is not a readable TensorFlow checkpoint ({_first_line(e)}).") from e
 
-    def __call__(self, name: str) -> NDArray[np.float32]:
-        """Value of one variable, as float32."""
+    def shape(self, name: str, rank: int) -> tuple[int, ...]:
+        """Shape of a variable that must be there and have `rank` axes, none of them empty."""
+        found = self.shapes.get(name)
+        if found is None:
+            raise BadInput(f"{self.path} lacks {name}, which every MOAT has.")
+        if len(found) != rank or 0 in found:
+            raise BadInput(f"{name} of {self.path} has the shape {found}, which is none for it.")
+        return found
+
+    def values(self, name: str) -> NDArray[np.float32]:
+        """Finite numbers of one variable, as float32 whatever float they are stored as."""
         try:
             value = np.asarray(self._reader.get_tensor(name))
         except self._errors as e:
             raise BadInput(f"{self.path} cannot give {name} ({_first_line(e)}); the file is damaged.") from e
-        if value.dtype.kind != "f":
+        if value.dtype.kind != "f" and value.dtype.name != "bfloat16":
             raise BadInput(f"{name} of {self.path} holds {value.dtype}, not floating point numbers.")
-        return value.astype(np.float32)
+        value = value.astype(np.float32)
+        if not np.isfinite(value).all():
+            raise BadInput(f"{name} of {self.path} holds numbers that are not finite.")
+        return value
+
+    def check_size(self, names: Collection[str]) -> None:
+        """Raise BadInput unless the files are large enough to hold what they say; shapes are mere claims."""
+        stored = sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}.data-*"))
+        least = 2 * sum(math.prod(self.shapes[name]) for name in names)  # two bytes a number, if they are half floats
+        if stored < least:
+            raise BadInput(f"{self.path} holds {stored} bytes for variables of {least} or more; it is incomplete.")
 
 
 def convert_moat(path: Path, *, ema: bool | None = None, **model_args: Any) -> Conversion:
@@ -83,43 +104,48 @@ def convert_moat(path: Path, *, ema: bool | None = None, **model_args: Any) -> C
     exponential moving averages; None takes them where there are any. The architecture, the number of classes, the
     presence and base size of the position tables are read off the shapes; model_args (img_size, attention,
     window_size, pool_size...) say the rest, which no checkpoint holds: left out, they are the architecture's own.
+    position is "relative" or, to leave the tables out, "none".
 
     Raises BadInput without TensorFlow, and for a file that is not a MOAT's, is damaged, or lacks what was asked for.
     """
     variables = Variables(path)
     scope = _scope(variables)
     architecture = _architecture(variables, scope)
-    ema = _take_ema(variables, ema)
-    table_size = _table_size(variables, scope)
-    if table_size:
-        model_args["table_size"] = table_size
-    elif model_args.setdefault("position", "none") != "none":
-        raise BadInput(f"{variables.path} has no position tables, so its model has no position embedding.")
-    new_head = not all(scope + name in variables.shapes for name in _HEAD)
-    classes = None if new_head else variables.shapes[scope + _HEAD[1]][0]
-    model = create(architecture, num_classes=classes, **model_args)
-    module = model.module
-    if not isinstance(module, Moat):
-        raise BadInput(f"{architecture} was not built as a MOAT.")
+    ema = _take_ema(variables, scope, ema)
+    model_args = _arguments(variables, scope, architecture, model_args)
+    new_head = not any(scope + name in variables.shapes for name in _HEAD)
+    if not new_head:
+        model_args["num_classes"] = variables.shape(scope + _HEAD[1], rank=1)[0]
 
-    state, used = dict(module.state_dict()), {}
-    for ours, variable, layout in _names(module):
+    with torch.device("meta"):  # all shapes are compared before any memory is taken
+        planned = create(architecture, **model_args).module
+    assert isinstance(planned, Moat)
+    plan: dict[str, tuple[str, _Layout]] = {}
+    for ours, variable, layout in _names(planned):
         if new_head and variable in _HEAD:
             continue
         name = scope + variable + (EMA if ema and _averaged(variable) else "")
-        # shapes are compared before anything is read: a damaged file does not decide how much memory is taken
-        found, wanted = variables.shapes.get(name), layout.shape(state[ours].shape)
+        found, wanted = variables.shapes.get(name), layout.shape(planned.state_dict()[ours].shape)
         if found is None:
-            raise BadInput(f"{variables.path} lacks {name}, which {architecture} needs.")
+            hint = "; take the weights themselves with --no-ema" if name.endswith(EMA) else ""
+            raise BadInput(f"{variables.path} lacks {name}, which {architecture} needs{hint}.")
         if found != wanted:
             raise BadInput(f"{name} of {variables.path} is {found}, not {wanted} as in {architecture}.")
-        state[ours] = torch.from_numpy(np.ascontiguousarray(layout.ours(variables(name))))
-        used[name] = ours
-    load_strictly(module, state, str(path))
+        plan[ours] = name, layout
+    variables.check_size([name for name, _ in plan.values()])
+
+    model = create(architecture, **model_args)
+    state = dict(model.module.state_dict())
+    random = {n for n in state.keys() - plan.keys() if not n.endswith("num_batches_tracked")}
+    assert new_head or not random, f"{sorted(random)} would stay random"
+    for ours, (name, layout) in plan.items():
+        state[ours] = torch.from_numpy(np.ascontiguousarray(layout.ours(variables.values(name))))
+    load_strictly(model.module, state, str(path))
+    used = {name: ours for ours, (name, _) in plan.items()}
     return Conversion(
         model=replace(model, name=f"{architecture} from {variables.path.name}", trained=not new_head),
         architecture=architecture,
-        position=str(module.position),
+        position=str(planned.position),
         ema=ema,
         new_head=new_head,
         used=used,
@@ -205,44 +231,68 @@ def _averaged(variable: str) -> bool:
 
 
 def _scope(variables: Variables) -> str:
-    found = [name.removesuffix(_STEM) for name in variables.shapes if name.endswith(_STEM)]
-    if len(found) != 1:
+    """What stands before the names of the model's variables: "moat/" in the published checkpoints."""
+    found = sorted(name.removesuffix(_STEM) for name in variables.shapes if name.endswith(_STEM))
+    if len(found) > 1:
+        raise BadInput(f"{variables.path} holds more than one MOAT: {', '.join(found)}.")
+    if not found:
         raise BadInput(f"{variables.path} is not a MOAT checkpoint: it has no variable moat/{_STEM}.")
     return found[0]
 
 
 def _architecture(variables: Variables, scope: str) -> str:
     """Name the variant whose widths and depths the checkpoint has."""
-    blocks = [re.fullmatch(re.escape(scope) + r"block_(\d+)_(\d+)/pre_norm/gamma", n) for n in variables.shapes]
+    blocks = [re.fullmatch(re.escape(scope) + r"block_(\d{2})_(\d{2})/pre_norm/gamma", n) for n in variables.shapes]
     depths = Counter(int(match[1]) for match in blocks if match)
-    stem = variables.shapes[scope + _STEM][-1]
-    counts = tuple(depths[s] for s in sorted(depths))
-    widths = tuple(variables.shapes.get(f"{scope}block_{s:02d}_00/shrink_conv/bias", (0,))[0] for s in sorted(depths))
+    stages = sorted(depths)
+    counts = tuple(depths[stage] for stage in stages)
+    widths = tuple(variables.shape(f"{scope}block_{stage:02d}_00/shrink_conv/bias", rank=1)[0] for stage in stages)
+    stem = variables.shape(scope + _STEM, rank=4)[-1]
     for name, variant in VARIANTS.items():
         if (stem, counts, widths) == (variant.stem_size, variant.depths, variant.widths):
             return name
     raise BadInput(
-        f"{variables.path} is a MOAT of {counts} blocks and widths {widths}, which is none of  {', '.join(VARIANTS)}."
+        f"{variables.path} is a MOAT of {counts} blocks and widths {widths}, which is none of {', '.join(VARIANTS)}."
     )
 
 
-def _take_ema(variables: Variables, ema: bool | None) -> bool:
-    has = any(name.endswith(EMA) for name in variables.shapes)
+def _take_ema(variables: Variables, scope: str, ema: bool | None) -> bool:
+    has = scope + _STEM + EMA in variables.shapes
     if ema and not has:
         raise BadInput(f"{variables.path} has no exponential moving averages; take its weights with --no-ema.")
     return has if ema is None else ema
 
 
+def _arguments(variables: Variables, scope: str, architecture: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The model's arguments: those given, and what the checkpoint says of its position tables."""
+    known = {"img_size", "attention", "window_size", "global_last", "output_stride", "pool_size", "split_heads"}
+    known |= {"position", "drop_rate", "drop_path_rate"}
+    if unknown := sorted(given.keys() - known):
+        raise BadInput(f"{architecture} is converted with {', '.join(sorted(known))}, not {unknown[0]}.")
+    sizes = _table_size(variables, scope)
+    position = given.get("position", "relative" if sizes else "none")
+    if position not in ("relative", "none"):
+        raise BadInput(f"Published MOATs have relative positions or none; {position} would start from random numbers.")
+    if position == "none":
+        return {**given, "position": "none"}
+    if sizes is None:
+        raise BadInput(f"{variables.path} has no position tables, so its model has no position embedding.")
+    return {**given, "position": "relative", "table_size": sizes}
+
+
 def _table_size(variables: Variables, scope: str) -> tuple[int, int] | None:
     """Tokens along the side of each attention stage's position table, None where there are no tables."""
-    tables = [variables.shapes.get(f"{scope}block_{s:02d}_00/attention/{_TABLE}") for s in (2, 3)]
-    if tables == [None, None]:
+    names = [f"{scope}block_{stage:02d}_00/attention/{_TABLE}" for stage in (2, 3)]
+    if not any(name in variables.shapes for name in names):
         return None
     sides = []
-    for shape in tables:
-        if shape is None or len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2 == 0:
-            raise BadInput(f"{variables.path} has position tables of shapes {tables}; they are (heads, 2n-1, 2n-1).")
-        sides.append((shape[1] + 1) // 2)
+    for name in names:
+        _, rows, columns = variables.shape(name, rank=3)
+        if rows != columns or rows % 2 == 0 or rows > _TABLE_MAX:
+            raise BadInput(
+                f"{name} of {variables.path} is {rows} x {columns}; tables are square, odd, at most {_TABLE_MAX} wide."
+            )
+        sides.append((rows + 1) // 2)
     return sides[0], sides[1]
 
 
@@ -267,6 +317,12 @@ def _tensorflow() -> Any:
         import tensorflow
     except ImportError as e:
         raise BadInput("Reading a TensorFlow checkpoint needs TensorFlow: pip install 'pocketvit[tf]'.") from e
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    ) as e:  # what its compiled parts raise beside others they clash with
+        raise BadInput(f"TensorFlow is installed and cannot be imported ({_first_line(e)}).") from e
     finally:
         if before is None:
             del os.environ["TF_CPP_MIN_LOG_LEVEL"]

@@ -53,6 +53,10 @@ def create(
 
 
 def _create(name: str, pretrained: bool, num_classes: int | None, model_args: dict[str, Any]) -> Model:
+    if model_args.get("features_only"):
+        raise BadInput(
+            f"With features_only {name} has no classifier; build it with timm.create_model for its features."
+        )
     if name.startswith("hf:"):
         if num_classes or model_args:
             raise BadInput(f"{name} comes with its own head and shape; num_classes and model arguments do not apply.")
@@ -149,13 +153,13 @@ def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretr
             return build(**model_args)
         except TypeError as e:
             # a network of convolutions takes any size, so its constructor knows none: only the preprocessing does
-            if "img_size" not in model_args or "unexpected keyword argument 'img_size'" not in str(e):
+            if "img_size" not in model_args or "unexpected keyword" not in str(e) or "'img_size'" not in str(e):
                 raise
             others = {key: value for key, value in model_args.items() if key != "img_size"}
             return build(**others, pretrained_cfg_overlay={"input_size": _input_size(name, model_args["img_size"])})
     except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as e:
         arguments = ", ".join(f"{k}={v}" for k, v in model_args.items()) or "its stored arguments"
-        raise BadInput(f"{name} cannot be built with {arguments}: {e}") from e
+        raise BadInput(f"{name} cannot be built with {arguments}: {e or type(e).__name__}") from e
 
 
 def _input_size(name: str, size: Any) -> tuple[int, int, int]:
@@ -166,7 +170,7 @@ def _input_size(name: str, size: Any) -> tuple[int, int, int]:
     architecture = name if directory == name else str(read_config(Path(directory))["architecture"])
     described = timm.get_pretrained_cfg(architecture)
     sides = (size, size) if isinstance(size, int) else tuple(size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise BadInput(f"img_size takes a positive integer or a height and a width, not {size}.")
     return (described.input_size[0] if described else 3, *sides)
 

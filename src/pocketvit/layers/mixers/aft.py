@@ -103,6 +103,11 @@ class AFTFull(AFT, Foldable):
         above, below = sums.chunk(2, dim=-1)
         return above / below
 
+    @property
+    def is_folded(self) -> bool:
+        """True once only exp(w) is left."""
+        return self.weights is not None
+
     def fuse(self) -> AFTFull:
         """Keep exp(w) and drop what it is made of."""
         if self.weights is None:
@@ -201,6 +206,11 @@ class AFTConv(AFT, Foldable):
         # two sums that cancel, which must not be zero.
         below = torch.maximum(below, least_h11 * whole[:, self.dim :])
         return self.to_tokens(above / self._per_channel(below, 1))
+
+    @property
+    def is_folded(self) -> bool:
+        """True once only exp(w) - 1 is left."""
+        return self.filter is not None
 
     def fuse(self) -> AFTConv:
         """Keep exp(w) - 1 and drop what it is made of."""

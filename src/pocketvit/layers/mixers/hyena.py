@@ -131,6 +131,11 @@ class Hyena(TokenMixer, Foldable):
             z_BCHW = gate * self.convolve(z_BCHW, prepared)
         return self.proj_drop(self.proj(self.to_tokens(z_BCHW)))
 
+    @property
+    def is_folded(self) -> bool:
+        """True once the network that draws the filters is gone."""
+        return self.filter is None
+
     def fuse(self) -> Hyena:
         """Keep the filters, in the form that is exported, and drop the network that draws them."""
         if self.filter is not None:

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalogue import Choice, PublishedLatency
-from ..files import replace_file
-from ..types import Evidence
-from . import published
-from .cells import percent
-from .landscape import GREY, TEXT, UNKNOWN, Axis, Landscape, Point, landscape, parameters
-from .page import document, evidence_tag, plot_scripts, text
-from .plots import FRONT
+from ...catalogue import Choice, PublishedLatency
+from ...files import replace_file
+from ...types import Evidence
+from .. import published
+from ..cells import percent
+from ..page import document, evidence_tag, plot_scripts, text
+from ..plots import FRONT
+from .layout import GREY, TEXT, UNKNOWN, Axis, Landscape, Point, landscape, parameters
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -45,7 +45,7 @@ td.words {{ min-width: 9rem; overflow-wrap: anywhere; }}
 
 
 def write_landscape_page(choice: Choice, path: Path, around: Sequence[PublishedLatency] = ()) -> None:
-    """Write the page to `path`, whole or not at all; see landscape.write."""
+    """Write the page to `path`, whole or not at all; see formats.write."""
     width, height = _WIDTH - _MARGIN["l"] - _MARGIN["r"], _HEIGHT - _MARGIN["t"] - _MARGIN["b"]
     drawn = landscape(choice, (width / _ZOOM, height / _ZOOM), around)
     body = "\n".join([_header(choice), _plot(drawn), _table(choice), _sources(choice)])

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..catalogue import Choice, PublishedLatency
-from ..files import replace_file
-from . import published
-from .landscape import GREY, LARGEST, TEXT, UNKNOWN, Landscape, landscape, parameters
-from .plots import FRONT
+from ...catalogue import Choice, PublishedLatency
+from ...files import replace_file
+from .. import published
+from ..plots import FRONT
+from .layout import GREY, LARGEST, TEXT, UNKNOWN, Landscape, landscape, parameters
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +38,7 @@ _STYLE: Any = {
 
 
 def write_figure(choice: Choice, path: Path, around: Sequence[PublishedLatency]) -> None:
-    """Draw to `path` in the format of its suffix; see landscape.write."""
+    """Draw to `path` in the format of its suffix; see formats.write."""
     import matplotlib
 
     canvas = (_WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM - _TOP)

@@ -1,21 +1,18 @@
-"""The survey's figure: published top-1 against latency on one device and toolchain, as SVG, PNG or a page."""
+"""What the survey's figure shows and where: points, axes, the front, families, and the place of each name."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from ..catalogue import Choice, PublishedLatency
-from ..errors import BadInput
-from . import published
-from .label_places import Dot, Place, places
-from .plots import LOG_FROM_SPREAD, PALETTE
+from ...catalogue import Choice, PublishedLatency
+from ...errors import BadInput
+from .. import published
+from ..plots import LOG_FROM_SPREAD, PALETTE
+from .places import Dot, Place, places
 
-FORMATS = (".svg", ".png", ".html")
 OTHERS = "other families"
 GREY = PALETTE[-1]
 LARGEST, SMALLEST, UNKNOWN = 13.0, 3.0, 4.0  # radius of a marker, pixels; UNKNOWN where parameters are not known
@@ -74,35 +71,8 @@ class Landscape:
     names: dict[int, Place]
 
 
-def write(choice: Choice, path: Path, around: Sequence[PublishedLatency] = ()) -> None:
-    """Draw a choice to `path`, whole or not at all, in the format of its suffix.
-
-    around: rows of the same device and toolchain outside the budget, drawn faint. Raises BadInput for a format that
-    is not made, a figure without points, rows of another setup, or a missing drawing library.
-    """
-    check(path)
-    if path.suffix.lower() == ".html":
-        from .landscape_page import write_landscape_page
-
-        write_landscape_page(choice, path, around)
-    else:
-        from .landscape_figure import write_figure
-
-        write_figure(choice, path, around)
-
-
-def check(path: Path) -> None:
-    """Raise BadInput unless a figure of the suffix of `path` can be drawn here."""
-    if path.suffix.lower() not in FORMATS:
-        raise BadInput(f"A plot is written as {', '.join(FORMATS)}; {path.name} ends in none of these.")
-    if path.suffix.lower() != ".html" and importlib.util.find_spec("matplotlib") is None:
-        raise BadInput(
-            f"Drawing {path.suffix} needs matplotlib: pip install 'pocketvit[plot]'; .html is drawn without it."
-        )
-
-
 def landscape(choice: Choice, canvas: tuple[float, float], around: Sequence[PublishedLatency] = ()) -> Landscape:
-    """Work out a figure whose plotting area is `canvas` pixels wide and high; see `write` for the rest."""
+    """Work out a figure whose plotting area is `canvas` pixels wide and high; see `formats.write` for the rest."""
     foreign = [r for r in (*choice.rows, *around) if (r.device, r.toolchain) != (choice.device, choice.toolchain)]
     if foreign:
         raise BadInput(f"{foreign[0].name} was timed on another device or toolchain; such rows share no figure.")
