@@ -25,6 +25,7 @@ _KEEPS_WEIGHTS = {
     "permute", "permute_copy", "transpose", "t", "t_copy", "view", "view_copy", "reshape", "unsqueeze",
     "unsqueeze_copy", "squeeze", "squeeze_copy", "expand", "expand_copy", "clone", "_clone_dim_order", "_to_copy",
 }  # fmt: skip
+_BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training"}
 
 
 class Cast(nn.Module):
@@ -62,12 +63,30 @@ def quantize(
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     with torch.no_grad():
-        prepared = prepare_pt2e(capture(module, spec).module(), quantizer)
+        captured = capture(module, spec).module()
+        _shield_shared_convolutions(captured)
+        prepared = prepare_pt2e(captured, quantizer)
         for image in torch.full((1, *spec.size), 0.5) if calibration is None else torch.from_numpy(calibration):
             prepared(image[None])
         converted = convert_pt2e(prepared)
         _drop_unused_weights(converted)
         return torch.export.export(converted, (torch.zeros(1, *spec.size),))
+
+
+def _shield_shared_convolutions(module: torch.fx.GraphModule) -> None:
+    """Put a copy between a batch norm and a convolution that others read as well.
+
+    torchao folds a norm into the convolution before it without asking who else reads that, and would normalise the
+    shortcut of a block that starts with a norm (MOAT's). It does not look through a copy, which backends drop.
+    """
+    for norm in [node for node in module.graph.nodes if _name(node) in _BATCH_NORMS]:
+        before = norm.args[0]
+        if _name(before).startswith("conv") and len(before.users) > 1:
+            with module.graph.inserting_after(before):
+                copied = module.graph.call_function(torch.ops.aten.clone.default, (before,))
+            copied.meta = {"val": before.meta["val"]}  # not where it came from, or it would count as the convolution's
+            norm.replace_input_with(before, copied)
+    module.recompile()
 
 
 def _drop_unused_weights(module: torch.fx.GraphModule) -> None:
