@@ -289,11 +289,12 @@ def with_accuracy(row: Row, accuracies: Accuracies) -> Row:
         return row | {"top1_source": "a quantized file"}
     if not row["architecture"]:
         return row | {"top1_source": "not stated, nor which weights were timed"}
-    size = row["resolution"]
+    if not (size := row["resolution"]):
+        return row | {"top1_source": "not stated, nor at which size it was timed"}
     if found := accuracies.get((weights_timed(row["architecture"], row["model"]), size)):
         return row | {"top1": found["top1"], "top1_source": f"timm {found['model']}"}
     whose = "torchvision's weights" if "torchvision" in row["architecture"] else "the weights that were timed"
-    return row | {"top1_source": f"timm has not evaluated {whose} at {size}"}
+    return row | {"top1_source": f"timm has not evaluated {whose} at {size} px"}
 
 
 def elements(number: str, unit: float) -> str:

@@ -148,6 +148,27 @@ def test_every_device_keeps_its_toolchains_apart_and_has_the_front_of_its_defini
     assert considered == len(latencies())
 
 
+def test_a_toolchain_without_letters_is_refused_since_it_is_in_every_name(hand: None) -> None:
+    for nothing in ("", "  "):
+        with pytest.raises(BadInput, match="leave it out to see them all"):
+            choose(device="Phone 1", toolchain=nothing)
+
+
+def test_no_row_is_left_out_by_its_own_value() -> None:
+    for setup in setups():
+        (whole,) = choose(device=setup.device, toolchain=setup.toolchain)
+        sizes = {value for row in whole.rows if (value := choosing._params(row))}
+        for row in whole.rows:
+            (by_time,) = choose(device=setup.device, toolchain=setup.toolchain, max_ms=row.ms)
+            (by_top1,) = choose(device=setup.device, toolchain=setup.toolchain, min_top1=row.top1)
+            assert row in by_time.rows, f"{row.name} takes {row.ms} ms"
+            assert row in by_top1.rows, f"{row.name} reaches {row.top1}"
+        for params in sizes:
+            (by_size,) = choose(device=setup.device, toolchain=setup.toolchain, max_params=params)
+            same = [row for row in whole.rows if choosing._params(row) == params]
+            assert set(same) <= set(by_size.rows), f"{params} parameters"
+
+
 def test_the_issues_example() -> None:
     found = choose(device="iPhone 12", max_ms=3, min_top1=0.75)
     assert sum(len(choice.rows) for choice in found) > 20

@@ -166,6 +166,8 @@ def test_without_a_device_all_are_listed_with_their_counts(cli, hand_made) -> No
     [
         ("--device Phone", "no published latency for a device called 'Phone'. Did you mean Phone 1?"),
         ("--device 'Phone 1' --toolchain tflite", "toolchain called 'tflite'"),
+        ("--device 'Phone 1' --toolchain ''", "A toolchain without a name matches every one"),
+        ("--toolchain ''", "Add --device NAME"),
         ("--max-ms 3", "Add --device NAME"),
         ("--toolchain A", "Add --device NAME"),
         ("--device 'Phone 1' --max-ms 0", "--max-ms takes a positive number, not 0"),
@@ -287,6 +289,22 @@ def test_the_list_for_people_is_short_and_says_how_many_are_left(cli) -> None:
         "72.2",
         "fb_in1k",
     ]
+
+
+def test_no_model_or_row_is_left_out_by_its_own_value_in_percent() -> None:
+    """What a table prints, typed again as a limit, keeps what it was printed for."""
+    from pocketvit.catalogue import entries, latencies
+    from pocketvit.cli import catalogue
+
+    known = [found for found in entries() if found.top1 is not None]
+    lost = [f.name for f in known if not catalogue._within(f, {}, catalogue._share(float(f"{100 * f.top1:.4f}")))]
+    assert not lost
+    for name in ("params", "macs"):
+        lost = [f.name for f in known if not catalogue._within(f, {name: float(getattr(f, name))}, None)]
+        assert not lost, name
+    shares = {row.top1 for row in latencies() if row.top1 is not None}
+    assert not [share for share in shares if catalogue._share(float(f"{100 * share:.4f}")) > share]
+    assert 81.4 / 100 > 0.814, "the rounding this guards against"
 
 
 def test_no_model_within_the_limits_is_said_in_words(cli) -> None:

@@ -86,6 +86,24 @@ def test_tables_fit_and_no_number_is_cut(width: int) -> None:
     assert max(map(len, (models + choice + setups).splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("read_from", ["figure_digitised", "table", "text_copy"])
+def test_how_a_number_was_read_has_room_on_a_narrow_terminal(width: int, read_from: str) -> None:
+    rows = [replace(ROW, read_from=read_from), replace(ROW, model=None, name=LONG)]
+    text = printed(choice_lines([choice_of(*rows)]), width)
+    assert max(map(len, text.splitlines())) <= width
+    for part in (
+        "read",
+        "from",
+        *read_from.removesuffix("_digitised").split("_"),
+        "123.456 [1]",
+        "88.1 [1]",
+        "not known",
+        "256?",
+    ):
+        assert part in text, f"{part!r} is not whole in\n{text}"
+
+
 def test_marks_say_where_a_number_is_from_and_how_it_is_known() -> None:
     text = " ".join(printed(choice_lines([choice_of(ROW, ROW)]), 300).split())
     assert text.count("[1] published: A source") == 1
@@ -100,6 +118,8 @@ def test_an_accuracy_taken_from_timm_has_its_own_source() -> None:
     assert "123.456 [1]" in text
     assert "88.1 [2]" in text
     assert "[2] published: a table" in text
+    assert f"top-1 as timm evaluated the weights that were timed: {LONG}.tag." in text
+    assert "as timm evaluated" not in printed(choice_lines([choice_of(ROW)]), 300)
     figure = published.top1(timm)
     assert figure == published.Figure(
         value=0.8812, evidence=Evidence.PUBLISHED, source="a table", detail=f"{LONG}.tag"

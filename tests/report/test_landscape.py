@@ -257,6 +257,16 @@ def test_the_page_points_nowhere_and_tags_every_number(choice, tmp_path):
     assert '<li id="source-1">Someone, Table 1</li>' in text
 
 
+def test_the_page_names_the_weights_of_an_accuracy_from_elsewhere(choice, tmp_path):
+    borrowed = replace(choice.rows[0], model="resnet18", top1_source="timm resnet18.tv_in1k")
+    write(replace(choice, rows=(borrowed, *choice.rows[1:])), tmp_path / "a.html")
+    text = page_without_scripts(tmp_path / "a.html")
+    assert text.count("<small>resnet18.tv_in1k</small>") == 1
+    (figure,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', text)
+    hovers = json.loads(figure)["data"][1]["hovertext"]
+    assert [hover for hover in hovers if "top-1: 70.0% · published · resnet18.tv_in1k" in hover], hovers
+
+
 def test_names_cannot_become_markup(choice, tmp_path):
     attack = "<script>alert(1)</script>$x$"
     hostile = replace(choice, rows=tuple(replace(r, name=attack, note=attack, source=attack) for r in choice.rows))

@@ -45,9 +45,9 @@ class PublishedLatency:
     model: the name timm knows it by, None where it has none. name: as the source prints it. toolchain: our name, which
     tells rows that can be compared from others; toolchain_stated: the source's own words, versions included.
     resolution: pixels; resolution_assumed where the source does not say. ms: infinite where the source says that the
-    model failed to run. top1: share (0..1); top1_source: whether the latency's own source states it or which timm
-    weights reach it, or why there is none. params, macs: as the latency's source states them. read_from: table,
-    figure_digitised, screenshot...
+    model failed to run. top1: share (0..1); top1_source: "the latency's source" where that states it, "timm NAME.TAG"
+    where timm evaluated the very weights that were timed, at that size, else why there is none. params, macs: as the
+    latency's source states them. read_from: table, figure_digitised, screenshot...
     """
 
     model: str | None

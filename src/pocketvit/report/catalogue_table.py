@@ -70,8 +70,8 @@ def _shown(choice: Choice, every: bool) -> tuple[PublishedLatency, ...]:
 
 def _rows(choice: Choice, every: bool, sources: Sequence[str]) -> Table:
     front = {choice.rows[i] for i in choice.front}
-    headings = ("latency ms\npublished", "top-1 %\npublished", "params\nM", "px", "read from")
-    table = _table("model", *headings, narrowest=12)
+    headings = ("latency ms\npublished", "top-1 %\npublished", "params\nM", "px", "read\nfrom")
+    table = _table("model", *headings, narrowest=10)
     for row in _shown(choice, every):
         best = "● " if every and row in front else "  " if every else ""
         assumed = "?" if row.resolution_assumed else ""
@@ -107,11 +107,9 @@ def _beneath(shown: Sequence[PublishedLatency], sources: Sequence[str]) -> list[
     if not shown:
         return []
     lines = [f"[{i}] published: {plain(source)}" for i, source in enumerate(sources, start=1)]
-    borrowed = [found.detail for row in shown if (found := published.top1(row)) and found.detail]
-    if borrowed:
-        lines.append(
-            f"top-1 of the weights that were timed, as timm evaluated them: {', '.join(dict.fromkeys(borrowed))}."
-        )
+    weights = dict.fromkeys(found.detail for row in shown if (found := published.top1(row)) and found.detail)
+    if weights:
+        lines.append(f"top-1 as timm evaluated the weights that were timed: {', '.join(weights)}.")
     if any(found.evidence is not Evidence.PUBLISHED for row in shown if (found := published.params(row))):
         lines.append(f"[{_COUNTED_MARK}] measured: {published.COUNTED}")
     if any(row.resolution_assumed for row in shown):
@@ -150,9 +148,6 @@ def _table(first: str, *headings: str, narrowest: int = 20) -> Table:
     result = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     result.add_column(first, overflow="fold", min_width=narrowest)
     for heading in headings:
-        words = heading in ("weights", "toolchain", "read from")
-        least = len("screenshot") if heading == "read from" else None
-        result.add_column(
-            heading, justify="left" if words else "right", no_wrap=not words, overflow="fold", min_width=least
-        )
+        words = heading in ("weights", "toolchain", "read\nfrom")
+        result.add_column(heading, justify="left" if words else "right", no_wrap=not words, overflow="fold")
     return result

@@ -125,7 +125,8 @@ def _hover(point: Point) -> str:
     facts += [("parameters", published.params(row)), ("multiply-accumulates", published.macs(row))]
     for name, found in facts:
         value = _value(name, found)
-        lines.append(html.escape(f"{name}: {value}{f' · {found.evidence}' if found else ''}"))
+        known = [str(found.evidence), *filter(None, [found.detail])] if found else []
+        lines.append(html.escape(" · ".join([f"{name}: {value}", *known])))
     for words in (f"read from: {row.read_from}", f"source: {row.source}", f"note: {row.note}" if row.note else ""):
         lines += [html.escape(line) for line in textwrap.wrap(words, 60, subsequent_indent="  ")]
     return "<br>".join(lines)
@@ -219,7 +220,9 @@ def _number(name: str, found: published.Figure | None, sources: Sequence[str]) -
     if found.evidence is Evidence.PUBLISHED:
         number = sources.index(found.source) + 1
         place = f' <small class=cite><a href="#source-{number}">[{number}]</a></small>'
-    return f'<td class=number data-key="{found.value}">{_value(name, found)}{place}{evidence_tag(found.evidence)}</td>'
+    of = f"<small>{text(found.detail)}</small>" if found.detail else ""
+    value = f"{_value(name, found)}{place}{evidence_tag(found.evidence)}{of}"
+    return f'<td class=number data-key="{found.value}">{value}</td>'
 
 
 def _sources(choice: Choice) -> str:
