@@ -42,7 +42,7 @@ FAMILIES: dict[str, dict[str, object]] = {
     "vit_tiny_hyena": {"img_size": 64, "depth": 4},  # B17
 }
 # the rest are slow
-QUICK = {"edgenext_xx_small", "tiny_moat_0", "vit_tiny_hyena"}
+QUICK = {"tiny_moat_0", "vit_tiny_hyena"}
 
 
 @pytest.fixture(

@@ -44,23 +44,10 @@ def _seeded() -> object:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     params, macs = PUBLISHED[name]
-    in_norms = {}
-
-    def add(norm: nn.Module, _: object, result: Tensor) -> None:
-        in_norms[norm] = result.numel() * (5 if isinstance(norm, nn.LayerNorm) else 2)
-
     with torch.device("meta"):
-        model = timm.create_model(name).eval()
-        for part in model.modules():
-            if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d | nn.LayerNorm):
-                part.register_forward_hook(add)
-        found = count(model, (3, 224, 224))
-    norms = sum(in_norms.values())
+        found = count(timm.create_model(name).eval(), (3, 224, 224))
     assert abs(found.params / 1e6 - params) <= 0.05, f"{found.params} parameters, {params} M published"
-    # products alone stay below; with norms counted as fvcore does (2 and 5 per element) every row is met
-    told = f"{found.macs / 1e6:.2f} M in products, {norms / 1e6:.2f} M in norms, {macs} M published"
-    assert 0.9 * macs < found.macs / 1e6 < macs, told
-    assert abs((found.macs + norms) / 1e6 / macs - 1) < 0.01, told
+    assert abs(found.macs / 1e6 / macs - 1) < 0.01, f"{found.macs / 1e6:.2f} M counted, {macs} M published"
 
 
 def _weights(layer: nn.Module) -> tuple[Array, Array]:

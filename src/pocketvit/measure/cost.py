@@ -43,9 +43,10 @@ def cost(model: Model) -> Cost:
 def count(module: nn.Module, size: tuple[int, int, int]) -> Cost:
     """Count one forward pass in evaluation mode over one image of `size` (channels, height, width).
 
-    Counted: convolutions, matrix products (linear layers, attention, einsum, recurrent layers) and Fourier
-    transforms. Not counted: elementwise work, norms, pooling, resizing, softmax. The module stays as it is, and may
-    be on the meta device.
+    Counted: convolutions, matrix products (linear layers, attention, einsum, recurrent layers), Fourier transforms,
+    and norms, as fvcore and so timm's tables and most papers have it: 2 an element for a batch norm, 5 for a layer or
+    group norm. Not counted: other elementwise work, pooling, resizing, softmax. The module stays as it is, and may be
+    on the meta device.
     """
     try:
         return _count(_without_weights(module).eval(), size)
@@ -79,7 +80,7 @@ def _count(module: nn.Module, size: tuple[int, int, int]) -> Cost:
     parameters = list(module.parameters())
     device = parameters[0].device if parameters else torch.device("cpu")
     products = {op: _noting(formula, given_out) for op, formula in (flop_registry | _PRODUCTS).items()}
-    counter = FlopCounterMode(display=False, custom_mapping=products | _TRANSFORMS)
+    counter = FlopCounterMode(display=False, custom_mapping=products | _TRANSFORMS | _NORMS)
     # the fused attention kernel of the CPU has no formula in torch's counter; the plain form is made of matmuls
     with counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         module(torch.zeros(1, *size, device=device))
@@ -130,6 +131,29 @@ def _fft_to_reals(values: _Shape, axes: Sequence[int], *rest: Any, out_shape: _S
     return _fft(out_shape, axes, 0.5)
 
 
+def _norm(affine: int, plain: int) -> Callable[..., int]:
+    """Formula of a norm that takes this many multiply-accumulates an element, with and without weights (fvcore's)."""
+
+    def counted(values: _Shape, weight: _Shape | None, *rest: Any, out_shape: _Shape) -> int:
+        return 2 * math.prod(values) * (plain if weight is None else affine)
+
+    return counted
+
+
+_BATCH_NORM = _norm(affine=2, plain=1)
+
+
+def _rows_norm(values: _Shape, normalized: Sequence[int], weight: _Shape | None, *rest: Any, out_shape: _Shape) -> int:
+    return _norm(affine=5, plain=4)(values, weight, out_shape=out_shape)
+
+
 # What torch's own table lacks.
 _PRODUCTS = {aten.mv: _matrix_by_vector, aten.dot: _vector_by_vector}
 _TRANSFORMS = {aten._fft_c2c: _complex_fft, aten._fft_r2c: _fft_of_reals, aten._fft_c2r: _fft_to_reals}
+_NORMS = {
+    aten.native_batch_norm: _BATCH_NORM,
+    aten._native_batch_norm_legit: _BATCH_NORM,
+    aten._native_batch_norm_legit_no_training: _BATCH_NORM,
+    aten.native_layer_norm: _rows_norm,
+    aten.native_group_norm: _norm(affine=5, plain=4),
+}

@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import BadInput
+from ..errors import BadInput, CheckFailed
 from ..types import METADATA_KEY, Artifact, Precision, Quantized, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
@@ -102,7 +102,10 @@ class _ExecuTorchRunner(FileRunner):
     def _execute(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
-        return self.method().execute((torch.from_numpy(image),))[0].numpy()
+        try:
+            return self.method().execute((torch.from_numpy(image),))[0].numpy()
+        except RuntimeError as e:  # a program that was accepted when it was made and when it was loaded
+            raise CheckFailed(f"ExecuTorch loads {self._path} and cannot run it ({e}).") from e
 
 
 def open_runner(artifact: Artifact, threads: int) -> Runner:
