@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets._torch_program import quantize
-from pocketvit.types import InputSpec
+from pocketvit.types import InputSpec, Precision
 
 
 class Branching(nn.Module):
@@ -40,6 +41,23 @@ def test_a_norm_is_not_folded_into_what_a_shortcut_reads(backend: str) -> None:
     decibels = float(-10 * torch.log10(noise))
     # 8-bit integers keep some 35 dB of so small a network; with the norm folded into the shortcut it is -1
     assert decibels > 20, f"{decibels:.1f} dB"
+
+
+def test_dynamic_ranges_run_behind_a_padding_of_its_own(draft, digits, logits_of, sqnr_db, tmp_path) -> None:
+    """TensorFlow's "same" under a stride is a padding and a convolution, which XNNPACK fuses and cannot run."""
+    from timm.layers import create_conv2d
+
+    torch.manual_seed(0)
+    same = create_conv2d(3, 8, 3, stride=2, padding="same", bias=True)
+    module = nn.Sequential(
+        same, nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.Linear(256, 4), nn.Flatten(), nn.Linear(32, 10)
+    )
+    module, images = module.eval().requires_grad_(False), digits(4, 32)
+    target = TARGETS.get("executorch")
+    made = target.export(module, draft(tmp_path / "m.pte", "executorch", Precision.W8A8_DYNAMIC), images)
+    found = sqnr_db(logits_of(module, images), target.load(read_artifact(made.path), 1)(images))
+    assert made.quantized is not None
+    assert found > Precision.W8A8_DYNAMIC.floor_db, f"{found:.1f} dB, quantized {made.quantized}"
 
 
 def _quantizer(backend: str) -> object:

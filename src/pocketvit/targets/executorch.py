@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
     from torch.export import ExportedProgram
+    from torch.fx import Node
 
 _HEADER = struct.Struct("<4s4s4sIQQQ")  # root offset, "ET12", "eh00", header length, program, segments: start, size
 _FLOAT32 = 6  # torch's scalar type number
@@ -60,7 +61,15 @@ def _quantize(module: nn.Module, draft: Artifact, calibration: NDArray[np.float3
     quantizer = XNNPACKQuantizer()
     for operator in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
         quantizer.set_operator_type(operator, config)
+    if dynamic:
+        quantizer.set_filter_function(_not_after_padding)
     return quantize(module, draft.spec, quantizer, None if dynamic else calibration)
+
+
+def _not_after_padding(node: Node) -> bool:
+    """Whether XNNPACK can run this layer with dynamic ranges: not behind a padding of its own."""
+    # TensorFlow's "same" under a stride: it takes such a convolution when the file is made, and fails to propagate its shapes when it is run
+    return not any(getattr(given.target, "__name__", "").startswith("pad.") for given in node.all_input_nodes)
 
 
 def _count(program: ExportedProgram) -> Quantized:
