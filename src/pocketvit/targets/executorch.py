@@ -68,7 +68,7 @@ def _quantize(module: nn.Module, draft: Artifact, calibration: NDArray[np.float3
 
 def _not_after_padding(node: Node) -> bool:
     """Whether XNNPACK can run this layer with dynamic ranges: not behind a padding of its own."""
-    # TensorFlow's "same" under a stride: it takes such a convolution when the file is made, and fails to propagate its shapes when it is run
+    # TensorFlow's "same" under a stride: XNNPACK takes the two, and cannot propagate shapes through them
     return not any(getattr(given.target, "__name__", "").startswith("pad.") for given in node.all_input_nodes)
 
 
