@@ -157,7 +157,7 @@ def _build(name: str, num_classes: int | None, model_args: dict[str, Any], pretr
                 raise
             others = {key: value for key, value in model_args.items() if key != "img_size"}
             return build(**others, pretrained_cfg_overlay={"input_size": _input_size(name, model_args["img_size"])})
-    except (TypeError, ValueError, AssertionError, KeyError, AttributeError) as e:
+    except (TypeError, ValueError, AssertionError, KeyError, IndexError, AttributeError) as e:
         arguments = ", ".join(f"{k}={v}" for k, v in model_args.items()) or "its stored arguments"
         raise BadInput(f"{name} cannot be built with {arguments}: {e or type(e).__name__}") from e
 
