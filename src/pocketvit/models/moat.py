@@ -22,12 +22,16 @@ from torch import Tensor, nn
 
 from ..errors import BadInput
 from ..layers import Position
-from .moat_blocks import BATCH_NORM, HEAD_DIM, LAYER_NORM_EPS, MoatBlock, MobileConvolution, Size
-
-# The position tables of the two attention stages are stored for 14 x 14 and 7 x 7 tokens whatever the input, and
-# resized to the window in use, so that one checkpoint serves every resolution (as in the authors' code).
-TABLE_SIZE = (14, 7)
-_FIRST_ATTENTION_STAGE = 2
+from .moat_blocks import BATCH_NORM, LAYER_NORM_EPS, MoatBlock, MobileConvolution, Size
+from .moat_options import (
+    FIRST_ATTENTION_STAGE,
+    TABLE_SIZE,
+    attention_windows,
+    check_stages,
+    halved,
+    image_size,
+    position_named,
+)
 
 
 class Moat(nn.Module):
@@ -70,11 +74,11 @@ class Moat(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.in_chans = in_chans
-        self.img_size = _size(img_size, "img_size")
-        self.position = _position(position)
+        self.img_size = image_size(img_size, "img_size")
+        self.position = position_named(position)
         self.grad_checkpointing = False
-        windows = _windows(attention, window_size, global_last)
-        _check_stages(depths, widths, table_size)
+        windows = attention_windows(attention, window_size, global_last)
+        check_stages(depths, widths, table_size)
         if pool_size not in (2, 3):
             raise BadInput(f"pool_size is 2 or 3 in MOAT, not {pool_size}.")
         if output_stride not in (8, 16, 32):
@@ -86,14 +90,14 @@ class Moat(nn.Module):
             nn.GELU(),
             create_conv2d(stem_size, stem_size, 3, padding="same", bias=True),
         )
-        grid = _halved(self.img_size)
+        grid = halved(self.img_size)
         self.feature_info: list[dict[str, Any]] = []
         self.stages = nn.Sequential()
         in_chs, reduction, done = stem_size, 2, 0
         for stage, (depth, width) in enumerate(zip(depths, widths, strict=True)):
             stage_stride = 2 if reduction < output_stride else 1
             reduction *= stage_stride
-            grid = _halved(grid) if stage_stride == 2 else grid
+            grid = halved(grid) if stage_stride == 2 else grid
             blocks: list[nn.Module] = []
             for index in range(depth):
                 shared: dict[str, Any] = {
@@ -101,7 +105,7 @@ class Moat(nn.Module):
                     "pool_size": pool_size,
                     "drop_path": drop_path_rate * (done + index) / sum(depths),
                 }
-                if stage < _FIRST_ATTENTION_STAGE:
+                if stage < FIRST_ATTENTION_STAGE:
                     blocks.append(MobileConvolution(in_chs, width, squeeze_excite=True, **shared))
                 else:
                     last = index == depth - 1 and global_last
@@ -110,8 +114,8 @@ class Moat(nn.Module):
                             in_chs,
                             width,
                             grid=grid,
-                            window=None if last else windows[stage - _FIRST_ATTENTION_STAGE],
-                            table_size=table_size[stage - _FIRST_ATTENTION_STAGE],
+                            window=None if last else windows[stage - FIRST_ATTENTION_STAGE],
+                            table_size=table_size[stage - FIRST_ATTENTION_STAGE],
                             position=self.position,
                             split_heads=split_heads,
                             **shared,
@@ -225,54 +229,6 @@ class Moat(nn.Module):
         if self.grad_checkpointing and self.training:
             return checkpoint_seq(stage, x_BCHW)
         return stage(x_BCHW)
-
-
-def _check_stages(depths: Sequence[int], widths: Sequence[int], table_size: Sequence[int]) -> None:
-    """Raise BadInput unless there are positive depths and widths for four stages, and tables for two."""
-    for name, values, count in (("depths", depths, 4), ("widths", widths, 4), ("table_size", table_size, 2)):
-        numbers = _sequence(values)
-        if len(numbers) != count or not all(isinstance(n, int) and n > 0 for n in numbers):
-            raise BadInput(f"{name} takes {count} positive integers in MOAT, not {values}.")
-    if any(width % HEAD_DIM for width in widths[_FIRST_ATTENTION_STAGE:]):
-        raise BadInput(f"The widths of MOAT's attention stages are multiples of {HEAD_DIM}, not {list(widths)}.")
-
-
-def _sequence(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,)
-
-
-def _size(value: int | Sequence[int], name: str) -> Size:
-    size = (value, value) if isinstance(value, int) else _sequence(value)
-    if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
-        raise BadInput(f"{name} takes a positive integer or a height and a width, not {value}.")
-    return size[0], size[1]
-
-
-def _halved(size: Size) -> Size:
-    return math.ceil(size[0] / 2), math.ceil(size[1] / 2)
-
-
-def _position(name: str) -> Position:
-    try:
-        return Position(name)
-    except ValueError as e:
-        raise BadInput(f"There is no position embedding called {name!r}; there are {', '.join(Position)}.") from e
-
-
-def _windows(
-    attention: str, window_size: Sequence[int | Sequence[int]] | None, global_last: bool
-) -> tuple[Size | None, ...]:
-    """Window of each attention stage, None where the whole map is one."""
-    if attention == "global":
-        if window_size is not None or global_last:
-            raise BadInput('window_size and global_last belong to attention="local".')
-        return (None,) * len(TABLE_SIZE)
-    if attention != "local":
-        raise BadInput(f'attention is "global" or "local", not {attention!r}.')
-    sizes = TABLE_SIZE if window_size is None else _sequence(window_size)
-    if len(sizes) != len(TABLE_SIZE):
-        raise BadInput(f"MOAT has {len(TABLE_SIZE)} attention stages, so window_size takes two windows, not {sizes}.")
-    return tuple(_size(size, "window_size") for size in sizes)
 
 
 def _init_weights(module: nn.Module) -> None:
