@@ -16,12 +16,20 @@ from ..registry import Registry
 class Pass:
     """A rewrite or compression of a model.
 
-    config: a frozen dataclass whose defaults are neutral: applying them gives an equal model. apply: takes a model
-    and a config and returns a new model, leaving its input untouched; raises BadInput naming what it cannot handle.
+    config: a frozen dataclass. apply: takes a model and a config and returns a new model, leaving its input untouched;
+    raises BadInput naming what it cannot handle. neutral: the config that gives an equal model; the config's defaults
+    where it is left out. same_function: whether a config only changes how the same outputs are computed.
     """
 
     config: type
     apply: Callable[[Model, Any], Model]
+    neutral: Any = None
+    same_function: Callable[[Any], bool] = lambda config: False
+
+    @property
+    def identity(self) -> Any:
+        """The config that leaves a model as it is."""
+        return self.config() if self.neutral is None else self.neutral
 
 
 PASSES: Registry[Pass] = Registry("pass", __name__)

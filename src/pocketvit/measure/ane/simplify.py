@@ -14,8 +14,10 @@ Edit = Callable[[Graph, OpRecord], tuple[list[OpRecord], list[OpRecord]] | None]
 
 
 def simplify(ops: Sequence[OpRecord]) -> tuple[OpRecord, ...]:
-    """Fold norms and scales into convolutions, merge reshapes and transposes in a row, expand high ranks."""
-    for edit in (_fold_norm, _merge_reshapes, _merge_transposes, _transpose_in_matmul, _expand_rank, _refuse_rank):
+    """Fold norms and scales into convolutions, fuse norms over channels, merge reshapes and transposes in a row, expand
+    high ranks.
+    """
+    for edit in (_fold_norm, _fuse_channel_norm, _merge_reshapes, _merge_transposes, _transpose_in_matmul, _expand_rank, _refuse_rank):
         ops = _apply(edit, ops)
     return tuple(ops)
 
@@ -52,6 +54,34 @@ def _fold_norm(graph: Graph, op: OpRecord) -> tuple[list[OpRecord], list[OpRecor
     if reader.kind != "batch_norm" and not scales:
         return None
     return [op, reader], [replace(op, outputs=reader.outputs)]
+
+
+def _fuse_channel_norm(graph: Graph, op: OpRecord) -> tuple[list[OpRecord], list[OpRecord]] | None:
+    """mean, difference, square, mean, epsilon, root, product over axis 1 of four, with a shift and a scale behind them
+    or not, is one layer_norm (coremltools' fuse_layernorm_or_instancenorm, its first pattern).
+    """
+    x, mean = (op.inputs[0], op.outputs[0]) if op.inputs else (None, None)
+    if op.kind != "reduce_mean" or x is None or mean is None or mean.shape != (*x.shape[:1], 1, *x.shape[2:]):
+        return None
+    chain = [op]
+    for kind in ("sub", "mul", "reduce_mean", "add", "rsqrt", "mul"):
+        readers = graph.readers(chain[-1])
+        squared = chain[-1].kind == "sub" and kind == "mul"  # read twice: squared, and scaled in the end
+        behind = [reader for reader in readers if reader.kind == kind and not (squared and len(reader.inputs) > 1)]
+        if len(behind) != 1 or len(readers) != 1 + squared:
+            return None
+        chain.append(behind[0])
+    if len(x.shape) != 4 or chain[1].outputs[0] not in chain[-1].inputs:
+        return None
+    shift = _only_reader(graph, chain[-1])
+    if shift is not None and shift.kind == "add":
+        scale = _only_reader(graph, shift)
+        if len(shift.inputs) > 1 or scale is None or scale.kind != "mul" or len(scale.inputs) > 1:
+            return None
+        chain += [shift, scale]
+    weights = sum(part.weight_bytes for part in chain)
+    last = chain[-1]
+    return chain, [replace(last, kind="layer_norm", inputs=(x,), axes=(1,), weight_bytes=weights)]
 
 
 def _merge_reshapes(graph: Graph, op: OpRecord) -> tuple[list[OpRecord], list[OpRecord]] | None:

@@ -1,0 +1,82 @@
+"""The Neural Engine pass: any attention model rewritten for it, with the same weights and the same outputs.
+
+The model is exported, and its graph rewritten: norms fold into layers, Q, K and V get layers of their own, attention
+runs head by head, windows are cut in steps of rank 5, and linear layers become 1x1 convolutions on (B, C, 1, S) where
+that moves no more bytes (Apple, "Deploying Transformers on the Apple Neural Engine" and "Deploying Attention-Based
+Vision Transformers to Apple Neural Engine").
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+
+from ...data import open_data, sample
+from ...errors import BadInput, CheckFailed
+from ...models import EagerRunner, Model
+from .. import PASSES, Pass
+from .capture import capture
+from .emit import Rewritten
+from .positions import Position, replace_positions
+from .rewriting import rewrite
+
+TOLERANCE = 1e-5  # of the largest logit: what float32 rounds differently when sums are taken in another order
+_IMAGES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ane:
+    """What is rewritten; with nothing on, the model stays as it is.
+
+    layouts: linear layers as 1x1 convolutions, channels first, where that moves no more bytes; windows and other moves
+    of rank 6 and more in steps of rank 5. heads: Q, K and V from layers of their own, one softmax per head. norms:
+    norms and scales folded into layers. position: keep, or replace relative position biases by a smaller form, which
+    changes the function: the model then has to be fine-tuned.
+    """
+
+    layouts: bool = True
+    heads: bool = True
+    norms: bool = True
+    position: Position = Position.KEEP
+
+
+OFF = Ane(layouts=False, heads=False, norms=False)
+
+
+def ane(model: Model, config: Ane | None = None) -> Model:
+    """Return `model` rewritten for the Neural Engine; the model passed in stays as it was.
+
+    The result is checked on real images. Raises BadInput, naming the module, for a model that is rewritten already or
+    that the pass does not see through, CheckFailed when outputs differ by more than TOLERANCE of the largest logit.
+    """
+    config = config or Ane()
+    if any(isinstance(part, Rewritten) for part in model.module.modules()):
+        raise BadInput(f"{model.name} is rewritten already; rewrite the model that it was made from.")
+    if config == OFF:
+        return replace(model, module=copy.deepcopy(model.module))
+    program = capture(model)
+    changed = config.position is not Position.KEEP
+    if changed:
+        program = replace_positions(program, config.position, model.name)
+    module = rewrite(program, layouts=config.layouts, heads=config.heads, norms=config.norms)
+    name = f"{model.name}+ane" + (f" ({config.position}: fine-tune it)" if changed else "")
+    rewritten = replace(model, module=module, name=name)
+    if not changed:
+        _check(model, rewritten)
+    return rewritten
+
+
+def _check(model: Model, rewritten: Model) -> None:
+    images = sample(open_data("photos"), model.spec, _IMAGES)
+    expected, found = (torch.from_numpy(EagerRunner(one)(images)) for one in (model, rewritten))
+    error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
+    if not error <= TOLERANCE:
+        raise CheckFailed(
+            f"{rewritten.name} differs from the model by {error:.1e} of its largest logit, more than {TOLERANCE:.0e}; "
+            "it was not taken."
+        )
+
+
+PASSES.add("ane", Pass(config=Ane, apply=ane, neutral=OFF, same_function=lambda c: c.position is Position.KEEP))

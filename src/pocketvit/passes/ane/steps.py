@@ -1,0 +1,271 @@
+"""The cheapest way to carry out a rearrangement in steps of rank 5 at most.
+
+Core ML takes tensors of rank 5, and the Neural Engine pads the last axis to 64 bytes (Apple, "Deploying Transformers
+on the Apple Neural Engine", principle 1). So of all ways to get from one shape to another the one that moves the
+fewest padded bytes is searched: a window partition comes out as Apple's relay of rank 5, with channels last, and no
+reshape moves anything.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
+
+from .rearrange import Atom, Rearrangement, Shape, Unaligned
+
+MAX_RANK = 5
+LANES = 32  # 16-bit values in 64 bytes
+_BYTES = 2  # of a 16-bit value
+_EXACT = 6  # atoms up to which the search finds the least
+
+
+@dataclass(frozen=True, slots=True)
+class Reshape:
+    """Read as another shape."""
+
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Permute:
+    """Put the axes in another order."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Keep `length` steps of an axis from `start`."""
+
+    axis: int
+    start: int
+    length: int
+
+
+Step = Reshape | Permute | Slice
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """steps: what to do in turn. bytes: padded bytes that they read and write; what only renames axes moves none."""
+
+    steps: tuple[Step, ...]
+    bytes: int
+
+    @property
+    def transposes(self) -> int:
+        """How many of the steps change the order."""
+        return sum(isinstance(step, Permute) for step in self.steps)
+
+
+def padded_bytes(shape: Sequence[int]) -> int:
+    """Bytes of 16-bit values with the last axis padded to 64 bytes."""
+    last = shape[-1] if shape else 1
+    return math.prod(shape[:-1]) * -(-last // LANES) * LANES * _BYTES
+
+
+@lru_cache(maxsize=4096)
+def plan(wanted: Rearrangement) -> Plan:
+    """The cheapest steps of rank 5 at most that do what `wanted` says. Raises Unaligned where none can."""
+    steps: list[Step] = []
+    cost = 0
+    source, shape = wanted, wanted.source
+    if not wanted.is_whole:
+        source, steps, cost, shape = _cut(wanted)
+    moves = _order(source, shape)
+    for before, axes in moves.steps:
+        steps += [Reshape(before)] if before != shape else []
+        steps.append(Permute(axes))
+        shape = tuple(before[axis] for axis in axes)
+    if shape != wanted.shape:
+        steps.append(Reshape(wanted.shape))
+    return Plan(tuple(steps), cost + moves.bytes)
+
+
+def _cut(wanted: Rearrangement) -> tuple[Rearrangement, list[Step], int, Shape]:
+    """Slices first, so that less is moved later: what is left to do, the steps, their bytes, the shape they leave."""
+    shape, ranges = _ranges(wanted)
+    steps: list[Step] = [Reshape(shape)] if shape != wanted.source else []
+    cost = _reshaped(wanted.source, shape)
+    for axis, (start, length) in sorted(enumerate(ranges), key=lambda pair: pair[1][1] / shape[pair[0]]):
+        if length < shape[axis]:
+            after = (*shape[:axis], length, *shape[axis + 1 :])
+            steps.append(Slice(axis, start, length))
+            cost += padded_bytes(shape) + padded_bytes(after)
+            shape = after
+    ranks = {atom: rank for rank, atom in enumerate(sorted(wanted.order))}
+    left = Rearrangement.identity(shape).reshape([wanted.atoms[i].length for i in sorted(wanted.order)])
+    left = left.permute([ranks[i] for i in wanted.order]).reshape(wanted.shape)
+    return left, steps, cost, shape
+
+
+def _ranges(wanted: Rearrangement) -> tuple[Shape, list[tuple[int, int]]]:
+    """A shape of the source in which what is kept is one range of every axis, and those ranges (start, length)."""
+    of_axes = [_range([atom for atom in wanted.atoms if atom.axis == axis]) for axis in range(len(wanted.source))]
+    known = [found for found in of_axes if found is not None]
+    if len(known) == len(of_axes):
+        return wanted.source, known
+    ranges: list[tuple[int, int]] = []
+    fine = wanted.merged()
+    shape: list[int] = []
+    joins = False
+    for atom in fine.atoms:
+        if joins and atom.is_whole:
+            shape[-1] *= atom.size
+            ranges[-1] = 0, shape[-1]
+        else:
+            shape.append(atom.size)
+            ranges.append((atom.start, atom.length))
+        joins = atom.is_whole
+    if len(shape) > MAX_RANK:
+        raise Unaligned
+    return tuple(shape), ranges
+
+
+def _range(atoms: Sequence[Atom]) -> tuple[int, int] | None:
+    """Start and length of what one axis keeps; None where that is not one range."""
+    start, length = 0, 1
+    for atom in atoms:
+        if length > 1 and not atom.is_whole:
+            return None
+        start, length = start * atom.size + atom.start, length * atom.length
+    return start, length
+
+
+def _reshaped(before: Shape, after: Shape) -> int:
+    """Bytes that a reshape moves: none where the last axis stays, as rows keep their order and their padding."""
+    same = before[-1:] == after[-1:] or math.prod(before) == 1
+    return 0 if same else padded_bytes(before) + padded_bytes(after)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    steps: tuple[tuple[Shape, tuple[int, ...]], ...]  # the shape to read, the axes to permute
+    bytes: int
+
+
+def _order(wanted: Rearrangement, start: Shape) -> _Moves:
+    """The cheapest transposes from `start` to the order and last axis that are wanted.
+
+    A* over the orders of the atoms together with the length of the last axis. A move exchanges two or three blocks of
+    neighbours, which is a transpose of rank 5 at most whatever stands before and after them.
+    """
+    lengths, goal = _atoms(wanted, start)
+    last = wanted.shape[-1] if wanted.shape else 1
+    total = math.prod(lengths)
+    state = (tuple(range(len(lengths))), start[-1] if start else 1)
+    best = {state: 0}
+    came: dict[tuple[tuple[int, ...], int], tuple[tuple[tuple[int, ...], int], Shape, tuple[int, ...]]] = {}
+    haste = 1 if len(lengths) <= _EXACT else 2  # a longer search than that is not worth the last few bytes
+    queue: list[tuple[int, int, tuple[tuple[int, ...], int]]] = [(0, 0, state)]
+    count = 0
+    done: set[tuple[tuple[int, ...], int]] = set()
+    final = (goal, -1)
+    while queue:
+        _, _, state = heapq.heappop(queue)
+        if state in done:
+            continue
+        done.add(state)
+        if state == final:
+            break
+        order, width = state
+        options: Iterator[tuple[tuple[tuple[int, ...], int], int, Shape, tuple[int, ...]]]
+        if order == goal:
+            flat = (total // width, width), (total // last, last)
+            options = iter([(final, _reshaped(*flat), (), ())])
+        else:
+            options = _moves(order, width, lengths, goal)
+        for after, cost, shape, axes in options:
+            reached = best[state] + cost
+            if reached < best.get(after, reached + 1):
+                best[after] = reached
+                came[after] = (state, shape, axes)
+                count += 1
+                least = math.ceil(_breaks(after[0], goal) / 4) * haste * 2 * _BYTES * total
+                heapq.heappush(queue, (reached + least, count, after))
+    steps = []
+    state = final
+    while state in came:
+        state, shape, axes = came[state]
+        if axes:
+            steps.append((shape, axes))
+    return _Moves(tuple(reversed(steps)), best[final])
+
+
+def _atoms(wanted: Rearrangement, start: Shape) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths of the fewest atoms that still tell the last axis of either end apart, and the order wanted of them."""
+    fine, groups = wanted.aligned()
+    last_in = {i for i, atom in enumerate(fine.atoms) if atom.axis == len(start) - 1}
+    last_out = set(groups[-1]) if groups else set()
+    lengths: list[list[int]] = []  # of merged atoms: the fine ones in each
+    for i in range(len(fine.atoms)):
+        before = lengths[-1][-1] if lengths else None
+        together = (
+            before is not None
+            and fine.order.index(i) == fine.order.index(before) + 1
+            and (i in last_in) == (before in last_in)
+            and (i in last_out) == (before in last_out)
+        )
+        if together:
+            lengths[-1].append(i)
+        else:
+            lengths.append([i])
+    firsts = [run[0] for run in lengths]
+    goal = tuple(sorted(range(len(lengths)), key=lambda run: fine.order.index(firsts[run])))
+    return tuple(math.prod(fine.atoms[i].length for i in run) for run in lengths), goal
+
+
+def _breaks(order: tuple[int, ...], goal: tuple[int, ...]) -> int:
+    """How many neighbours in `order` are none in `goal`, the two ends included; a move mends four at most."""
+    after = dict(zip((-1, *goal), (*goal, -1), strict=True))
+    return sum(after[a] != b for a, b in zip((-1, *order), (*order, -1), strict=True))
+
+
+def _moves(
+    order: tuple[int, ...], width: int, lengths: tuple[int, ...], goal: tuple[int, ...]
+) -> Iterator[tuple[tuple[tuple[int, ...], int], int, Shape, tuple[int, ...]]]:
+    """Every exchange of blocks that mends a break, with what it costs, the shape it reads and the axes it permutes."""
+    n = len(order)
+    breaks = _breaks(order, goal)
+    total = math.prod(lengths)
+
+    def product(begin: int, end: int) -> int:
+        return math.prod(lengths[i] for i in order[begin:end])
+
+    for a in range(n):
+        for d in range(a + 2, n + 1):
+            cuts_inside: list[tuple[int, ...]] = [(b,) for b in range(a + 1, d)]
+            if n <= _EXACT:
+                cuts_inside += [(b, c) for b in range(a + 1, d) for c in range(b + 1, d)]
+            for cuts in cuts_inside:
+                edges = (a, *cuts, d)
+                blocks = [order[x:y] for x, y in zip(edges, edges[1:], strict=False)]
+                sides = [product(x, y) for x, y in zip(edges, edges[1:], strict=False)]
+                head = (product(0, a),) if a else ()
+                room = MAX_RANK - len(head) - len(blocks)
+                tails = [()] if d == n else [(product(d, n),)]
+                if d < n and room > 1:
+                    tails += [(product(d, e), product(e, n)) for e in range(d + 1, n)]
+                for way in permutations(range(len(blocks))):
+                    if way == tuple(range(len(blocks))):
+                        continue
+                    new = (*order[:a], *(i for block in way for i in blocks[block]), *order[d:])
+                    if _breaks(new, goal) >= breaks:
+                        continue
+                    for tail in tails:
+                        if len(head) + len(blocks) + len(tail) > MAX_RANK:
+                            continue
+                        before = (*head, *sides, *tail)
+                        axes = (
+                            *range(len(head)),
+                            *(len(head) + block for block in way),
+                            *range(len(head) + len(blocks), len(before)),
+                        )
+                        after = tuple(before[axis] for axis in axes)
+                        cost = padded_bytes(before) + padded_bytes(after)
+                        cost += _reshaped((total // width, width), before)
+                        yield (new, after[-1]), cost, before, axes
