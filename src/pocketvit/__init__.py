@@ -30,9 +30,22 @@ _HOMES = {
     "proof_images": "artifacts",
     "read_recipe": "recipe",
     "run": "pipeline",
+    "ane": "passes.ane",
 }
 
-__all__ = ["bench", "create", "evaluate", "export", "load", "proof_images", "read_recipe", "run", "save", "verify"]
+__all__ = [
+    "ane",
+    "bench",
+    "create",
+    "evaluate",
+    "export",
+    "load",
+    "proof_images",
+    "read_recipe",
+    "run",
+    "save",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,9 @@ from torch import nn
 from pocketvit.data import open_data, sample
 from pocketvit.errors import BadInput
 from pocketvit.models import EagerRunner, Model, create, weights_sha256
-from pocketvit.passes import PASSES, apply, read_passes
+from pocketvit.passes import PASSES, apply, parse_passes, read_passes, same_function
+from pocketvit.passes.ane import OFF, Ane
+from pocketvit.passes.ane.positions import Position
 from pocketvit.passes.prune import Prune, Scope
 from pocketvit.types import InputSpec
 
@@ -27,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 def test_the_neutral_config_gives_an_equal_and_independent_model(name: str, model: Model) -> None:
     before = weights_sha256(model.module)
     images = sample(open_data("photos"), model.spec, 2)
-    found = apply(model, [PASSES.get(name).config()])
+    found = apply(model, [PASSES.get(name).identity])
     assert found.module is not model.module
     assert np.array_equal(EagerRunner(found)(images), EagerRunner(model)(images))
     with torch.no_grad():
@@ -78,6 +80,41 @@ def test_recipes_name_passes_and_misspelt_ones_get_a_hint() -> None:
         read_passes([{"pass": "prune", "sparsty": 0.3}], "r")
     with pytest.raises(BadInput, match="must be a mapping with a key 'pass'"):
         read_passes(["prune"], "r")
+
+
+def test_passes_are_written_in_one_word_with_their_options() -> None:
+    assert parse_passes(["ane"], "--pass") == (Ane(),)
+    assert parse_passes([], "--pass") == ()
+    found = parse_passes(["prune:sparsity=0.3,scope=layer", "ane:heads=false,position=lepe"], "--pass")
+    assert found == (Prune(sparsity=0.3, scope=Scope.LAYER), Ane(heads=False, position=Position.LEPE)), "order is kept"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("anne", r"no pass called 'anne'\. Did you mean ane"),
+        ("prune:sparsty=0.3", r"--pass\[0\] has no key 'sparsty'. Did you mean sparsity"),
+        ("prune:0.3", r"--pass takes KEY=VALUE, not '0\.3'"),
+        ("ane:position=single", "relative_single_head"),
+        ("ane:heads=maybe", "heads"),
+        ("ane:pass=prune", "pass"),
+        ("", "no pass called ''"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_what_can(text: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        parse_passes([text], "--pass")
+
+
+def test_a_pass_says_whether_outputs_stay_the_same() -> None:
+    assert same_function([])
+    assert same_function([Ane()])
+    assert same_function([Ane(heads=False), OFF])
+    assert not same_function([Prune(sparsity=0.5)])
+    assert not same_function([Ane(position=Position.LEPE)])
+    assert not same_function([Ane(), Prune(sparsity=0.5)]), "all of them must"
+    with pytest.raises(BadInput, match="object is not the config of a pass"):
+        same_function([object()])
 
 
 def test_what_is_not_a_pass_config_is_refused(model: Model) -> None:

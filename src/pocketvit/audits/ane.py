@@ -17,6 +17,7 @@ from ..measure.ane.graph import OpRecord
 from ..measure.ane.sweep import Refused, Sweep, SweepPoint, find_cliffs, sweep_point
 from ..measure.ane.torch_graph import torch_records
 from ..models import Model, create, deployable
+from ..passes import apply
 from ..types import Progress, silent
 from .package import default_shapes, is_package, package_records
 
@@ -35,11 +36,14 @@ class Unexportable(CheckFailed):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AneAudit:
-    """An audit with what was asked for beside it. is_file: a package was read, not a model exported."""
+    """An audit with what was asked for beside it. is_file: a package was read, not a model exported. before: the same
+    model without the passes.
+    """
 
     name: str
     is_file: bool
     audit: Audit
+    before: Audit | None = None
     sweep: Sweep | None = None
     score: Score | None = None
 
@@ -48,16 +52,22 @@ def audit_ane(
     source: str,
     *,
     pretrained: bool = False,
+    passes: Sequence[Any] = (),
     sizes: Sequence[int] = (),
     plan: Path | None = None,
     progress: Progress = silent,
 ) -> AneAudit:
     """Audit a model by name or a Core ML package for the Neural Engine; nothing is run on one.
 
-    sizes: sides in pixels to sweep over, for a model. plan: a compute plan of the package, from a Mac. Raises BadInput
-    for what cannot be audited or read, CheckFailed for a model that cannot be exported.
+    passes: configs of passes applied to a model first; the audit then also says what it was before them.
+    sizes: sides in pixels to sweep over, for a model as it is. plan: a compute plan of the package, from a Mac. Raises
+    BadInput for what cannot be audited or read, CheckFailed for a model that cannot be exported.
     """
     is_file = is_package(source)
+    if is_file and passes:
+        raise BadInput(f"{source} is a file; passes are applied to the model it came from.")
+    if passes and sizes:
+        raise BadInput("A sweep is of the model as it is; leave the passes out.")
     if is_file and sizes:
         raise BadInput(f"{source} is a file, whose input size is fixed; a sweep needs the model it came from.")
     if plan is not None and not is_file:
@@ -74,10 +84,18 @@ def audit_ane(
         scored = score(ops, planned) if plan is not None else None
         return AneAudit(name=name, is_file=True, audit=audit(ops, name), score=scored)
     model = create(source, pretrained=pretrained)
-    ops = _exported(model)
-    found = audit(ops, model.display_name)
+    rewritten = apply(model, passes)
+    ops = _exported(rewritten)
+    found = audit(ops, rewritten.display_name)
+    if passes:
+        return AneAudit(name=rewritten.display_name, is_file=False, audit=found, before=audit_model(model))
     swept = _sweep(source, model, ops, sizes, progress) if sizes else None
     return AneAudit(name=model.display_name, is_file=False, audit=found, sweep=swept)
+
+
+def audit_model(model: Model) -> Audit:
+    """Audit a model that is already there; raises CheckFailed for one that cannot be exported."""
+    return audit(_exported(model), model.display_name)
 
 
 def _check_sizes(sizes: Sequence[int]) -> None:

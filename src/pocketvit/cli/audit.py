@@ -11,7 +11,7 @@ import typer
 from ..errors import BadInput
 from ..types import InputSpec, plain
 from . import app
-from .options import AsJson, Mean, Pretrained, Std, Strict, check_new_file, foreign_spec
+from .options import AsJson, Mean, Passes, Pretrained, Std, Strict, check_new_file, foreign_spec
 from .session import Session, session
 
 _DERIVED = ("padding_ratio", "wasted_share", "small_padding_bytes")  # what an audit works out from its counts
@@ -32,6 +32,7 @@ def audit(
     subject: Annotated[
         Subject, typer.Option("--for", help="ane: Apple's Neural Engine; fp16: a package's numbers.")
     ] = Subject.ANE,
+    passes: Passes = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Go over input sizes, 224 to 512, and find cliffs.")] = False,
     sizes: Annotated[
         list[int] | None,
@@ -63,6 +64,8 @@ def audit(
 
     Example: pocketvit audit levit_128s --for ane --sweep
 
+    Example: pocketvit audit levit_128s --for ane --pass ane
+
     Example: pocketvit audit my.mlpackage --for fp16 --data folder:photos --repair --out repaired.mlpackage
     """
     with session("audit", as_json) as out:
@@ -70,6 +73,7 @@ def audit(
 
         if subject is Subject.FP16:
             _refuse_options(subject, {"--sweep": sweep, "--size": sizes, "--plan": plan, "--html": html})
+            _refuse_options(subject, {"--pass": passes})
             if repair != (repair_to is not None):
                 raise BadInput("--repair and --out NEW.mlpackage go together.")
             foreign = foreign_spec(mean, std)
@@ -81,12 +85,15 @@ def audit(
         from ..audits import audit_ane
         from ..measure.ane.rules import RULES
         from ..measure.ane.sweep import SIZES
+        from ..passes import parse_passes
         from ..report.audit_page import write_audit_page
-        from ..report.audit_table import audit_lines
+        from ..report.audit_table import audit_lines, before_lines
 
         swept = tuple(sizes or (SIZES if sweep else ()))
-        found = audit_ane(source, pretrained=pretrained, sizes=swept, plan=plan, progress=out.progress)
-        lines = audit_lines(found.audit, sweep=found.sweep, score=found.score, every=all_)
+        configs = parse_passes(passes or [], "--pass")
+        found = audit_ane(source, pretrained=pretrained, passes=configs, sizes=swept, plan=plan, progress=out.progress)
+        lines = before_lines(found.before, found.audit) if found.before is not None else []
+        lines += audit_lines(found.audit, sweep=found.sweep, score=found.score, every=all_)
         if html is not None:
             title = f"{found.name} on the Neural Engine"
             write_audit_page(found.audit, title=title, path=html, sweep=found.sweep, score=found.score)
@@ -96,6 +103,7 @@ def audit(
             "for": subject,
             "is_file": found.is_file,
             "audit": plain(found.audit) | {name: getattr(found.audit, name) for name in _DERIVED},
+            "before": found.before,
             "groups": found.audit.groups,
             "sweep": found.sweep,
             "score": found.score,

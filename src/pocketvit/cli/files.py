@@ -17,6 +17,7 @@ from .options import (
     AsJson,
     Data,
     Mean,
+    Passes,
     Pretrained,
     Std,
     Strict,
@@ -35,6 +36,7 @@ def export(
     to: Annotated[list[str], typer.Option("--to", metavar="TARGET[:PRECISION]", help="Repeatable; fp32 if left out.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path("exported"),
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file itself, with a single --to.")] = None,
+    passes: Passes = None,
     data: Data = "photos",
     strict: Strict = False,
     pretrained: Pretrained = False,
@@ -44,6 +46,8 @@ def export(
     """Convert a model to files, reload each from disk, and prove it against the model on real images.
 
     Example: pocketvit export my_vit --to onnx:w8a8-dynamic --to coreml:fp16 --data folder:photos
+
+    Example: pocketvit export my_vit --to coreml:fp16 --pass ane
     """
     with session("export", as_json) as out:
         from rich.markup import escape
@@ -52,14 +56,19 @@ def export(
         from ..artifacts import export as run_export
         from ..files import size_bytes
         from ..models import create
+        from ..passes import apply, parse_passes, same_function
         from ..targets import TARGETS
 
         if output is not None and len(to) != 1:
             raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
+        configs = parse_passes(passes or [], "--pass")
         jobs = [check_export(text, out_dir, output, model) for text in to]
-        made_from = create(model, pretrained=pretrained)
-        images = proof_images(made_from.spec, data, strict=strict, progress=out.progress)
-        reference = reference_logits(made_from, images.verification, threads)
+        original = create(model, pretrained=pretrained)
+        images = proof_images(original.spec, data, strict=strict, progress=out.progress)
+        made_from = apply(original, configs)
+        # a rewrite must give what the model gave before it
+        expected = original if same_function(configs) else made_from
+        reference = reference_logits(expected, images.verification, threads)
         document: list[dict[str, Any]] = []
         skipped = f" ({images.skipped} unreadable ones skipped)" if images.skipped else ""
         proven = f"proven on {len(images.verification)} images of {escape(data)}{skipped}"
@@ -102,6 +111,7 @@ def export(
 def verify(
     artifact: Annotated[Path, typer.Argument(help="An exported file.")],
     against: Annotated[str, typer.Option("--against", metavar="MODEL", help=MODEL_HELP)],
+    passes: Passes = None,
     data: Data = "photos",
     strict: Strict = False,
     pretrained: Pretrained = False,
@@ -118,6 +128,7 @@ def verify(
         from ..artifacts import proof_images
         from ..artifacts import verify as run_verify
         from ..models import create
+        from ..passes import apply, parse_passes
         from ..targets import NotOurs, read_artifact, target_of
 
         try:
@@ -129,7 +140,7 @@ def verify(
                 f"{artifact} was not made by pocketvit, so there is nothing to hold it against; `pocketvit eval` "
                 "scores it."
             ) from e
-        model = create(against, pretrained=pretrained)
+        model = apply(create(against, pretrained=pretrained), parse_passes(passes or [], "--pass"))
         images = proof_images(model.spec, data, strict=strict, progress=out.progress)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
         lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(_outcome(found))}"]

@@ -21,6 +21,10 @@ Data = Annotated[
 ModelArgs = Annotated[
     list[str] | None, typer.Option("--arg", metavar="KEY=VALUE", help="One argument of the model; repeatable.")
 ]
+Passes = Annotated[
+    list[str] | None,
+    typer.Option("--pass", metavar="NAME[:KEY=VALUE,...]", help="First: ane, prune:sparsity=0.5, ...; repeatable."),
+]
 Mean = Annotated[
     str | None, typer.Option(metavar="R,G,B", help="For a Core ML package of others that takes an array.")
 ]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..configs import read_config
+from ..configs import read_config, read_pairs
 from ..errors import BadInput
 from ..models import Model
 from ..registry import Registry
@@ -46,11 +46,29 @@ def read_passes(raw: Sequence[Any], where: str) -> tuple[Any, ...]:
     return tuple(configs)
 
 
+def parse_passes(texts: Sequence[str], where: str) -> tuple[Any, ...]:
+    """Read pass configs from 'NAME' or 'NAME:KEY=VALUE,KEY=VALUE' each."""
+    raw = []
+    for text in texts:
+        name, _, options = text.partition(":")
+        raw.append({"pass": name, **read_pairs(where, [pair for pair in options.split(",") if pair])})
+    return read_passes(raw, where)
+
+
 def apply(model: Model, configs: Sequence[Any]) -> Model:
     """Apply passes in order, each found by the type of its config."""
-    by_config = {PASSES.get(name).config: PASSES.get(name) for name in PASSES}
     for config in configs:
-        if type(config) not in by_config:
-            raise BadInput(f"{type(config).__name__} is not the config of a pass; known passes: {', '.join(PASSES)}.")
-        model = by_config[type(config)].apply(model, config)
+        model = _of(config).apply(model, config)
     return model
+
+
+def same_function(configs: Sequence[Any]) -> bool:
+    """True where the passes only change how the same outputs are computed."""
+    return all(_of(config).same_function(config) for config in configs)
+
+
+def _of(config: Any) -> Pass:
+    found = next((PASSES.get(name) for name in PASSES if PASSES.get(name).config is type(config)), None)
+    if found is None:
+        raise BadInput(f"{type(config).__name__} is not the config of a pass; known passes: {', '.join(PASSES)}.")
+    return found

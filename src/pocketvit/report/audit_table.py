@@ -44,6 +44,26 @@ def audit_lines(
     return lines
 
 
+def before_lines(before: Audit, after: Audit) -> list[RenderableType]:
+    """What passes changed, as a table of the counts before and after them."""
+    from rich.table import Table
+
+    table = Table(title=f"before and after ({after.evidence})", title_justify="left", box=None, pad_edge=False)
+    for heading, justify in (("", "left"), ("before", "right"), ("after", "right")):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for name, values in (
+        ("padded traffic", [size_text(one.padded_bytes) for one in (before, after)]),
+        ("of it without computation", [size_text(one.wasted_bytes) for one in (before, after)]),
+        ("layout copies", [str(one.layout_copies) for one in (before, after)]),
+        ("transposes", [str(one.transposes) for one in (before, after)]),
+        ("operations", [str(one.ops) for one in (before, after)]),
+        ("highest rank", [str(one.highest_rank) for one in (before, after)]),
+        ("off the Neural Engine", [str(one.off_engine) for one in (before, after)]),
+    ):
+        table.add_row(name, *values)
+    return [table]
+
+
 def totals(audit: Audit) -> tuple[str, ...]:
     """What the whole model moves, in three sentences; a fourth where sizes are not known."""
     return (

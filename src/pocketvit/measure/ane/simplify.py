@@ -14,10 +14,18 @@ Edit = Callable[[Graph, OpRecord], tuple[list[OpRecord], list[OpRecord]] | None]
 
 
 def simplify(ops: Sequence[OpRecord]) -> tuple[OpRecord, ...]:
-    """Fold norms and scales into convolutions, fuse norms over channels, merge reshapes and transposes in a row, expand
-    high ranks.
+    """Fold norms and scales into convolutions, fuse norms over channels, merge reshapes and transposes in a row,
+    expand high ranks.
     """
-    for edit in (_fold_norm, _fuse_channel_norm, _merge_reshapes, _merge_transposes, _transpose_in_matmul, _expand_rank, _refuse_rank):
+    for edit in (
+        _fold_norm,
+        _fuse_channel_norm,
+        _merge_reshapes,
+        _merge_transposes,
+        _transpose_in_matmul,
+        _expand_rank,
+        _refuse_rank,
+    ):
         ops = _apply(edit, ops)
     return tuple(ops)
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ...data import open_data, sample
 from ...errors import BadInput, CheckFailed
-from ...models import EagerRunner, Model
+from ...models import EagerRunner, Model, deployable
 from .. import PASSES, Pass
 from .capture import capture
 from .emit import Rewritten
@@ -23,6 +25,7 @@ from .positions import Position, replace_positions
 from .rewriting import rewrite
 
 TOLERANCE = 1e-5  # of the largest logit: what float32 rounds differently when sums are taken in another order
+_OF_OWN = 4  # times the model's own float32 rounding, where that is coarser: two roundings differ by their sum
 _IMAGES = 2
 
 
@@ -49,7 +52,8 @@ def ane(model: Model, config: Ane | None = None) -> Model:
     """Return `model` rewritten for the Neural Engine; the model passed in stays as it was.
 
     The result is checked on real images. Raises BadInput, naming the module, for a model that is rewritten already or
-    that the pass does not see through, CheckFailed when outputs differ by more than TOLERANCE of the largest logit.
+    that the pass does not see through, CheckFailed when outputs differ by more than TOLERANCE of the largest logit and
+    by more than the model's own rounding.
     """
     config = config or Ane()
     if any(isinstance(part, Rewritten) for part in model.module.modules()):
@@ -69,14 +73,24 @@ def ane(model: Model, config: Ane | None = None) -> Model:
 
 
 def _check(model: Model, rewritten: Model) -> None:
+    """Hold the two against one another on real images, as finely as the model's own float32 rounding allows."""
     images = sample(open_data("photos"), model.spec, _IMAGES)
-    expected, found = (torch.from_numpy(EagerRunner(one)(images)) for one in (model, rewritten))
-    error = float((expected - found).abs().max() / expected.abs().max().clamp(min=1e-30))
-    if not error <= TOLERANCE:
+    expected, found = (EagerRunner(one)(images) for one in (model, rewritten))
+    error = _relative(found, expected)
+    if error <= TOLERANCE:
+        return
+    with torch.no_grad():
+        exact = deployable(model).double()(torch.from_numpy(images).double()).numpy()
+    own = _relative(expected, exact)
+    if not error <= _OF_OWN * own:
         raise CheckFailed(
-            f"{rewritten.name} differs from the model by {error:.1e} of its largest logit, more than {TOLERANCE:.0e}; "
-            "it was not taken."
+            f"{rewritten.name} differs from the model by {error:.1e} of its largest logit, more than {TOLERANCE:.0e} "
+            f"and more than {_OF_OWN} times the model's own rounding ({own:.1e}); it was not taken."
         )
+
+
+def _relative(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-30))
 
 
 PASSES.add("ane", Pass(config=Ane, apply=ane, neutral=OFF, same_function=lambda c: c.position is Position.KEEP))

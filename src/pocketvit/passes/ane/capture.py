@@ -14,7 +14,8 @@ from torch.fx import Node
 
 from ...errors import BadInput
 from ...models import Model, deployable
-from .program import Builder, Op, Program, aten, mapped
+from .moves import merge_moves
+from .program import Builder, Op, Program, aten, mapped, rewrite
 from .rearrange import Rearrangement, Unaligned
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 _NOTHING = {
     "clone", "alias", "dropout", "contiguous", "detach", "lift_fresh_copy", "feature_dropout", "native_dropout",
 }  # fmt: skip
+_CASTS = {"_to_copy", "to", "type_as"}
+_CONTEXTS = {"wrap_with_autocast", "wrap_with_set_grad_enabled"}  # around a graph that runs in any case
 _MOST_CONSTANT = 1 << 27  # elements of a constant that is computed here: 512 MB
 _ADDED_MASK = -1e4  # to a score that a mask hides: its exponential is zero, and fp16 can hold it
 
@@ -38,7 +41,7 @@ def capture(model: Model) -> Program:
     program = _exported(module, model)
     for node in program.graph.nodes:
         _check(node, model)
-    return _Reader(program.run_decompositions({})).read()
+    return merge_moves(_without_expansions(_Reader(program.run_decompositions({})).read()))
 
 
 def _exported(module: nn.Module, model: Model) -> ExportedProgram:
@@ -49,7 +52,7 @@ def _exported(module: nn.Module, model: Model) -> ExportedProgram:
         running.pop()
 
     for name, part in module.named_modules():
-        part.register_forward_pre_hook(lambda _, __, name=name: running.append(name))  # type: ignore[misc]
+        part.register_forward_pre_hook(lambda _, __, name=name: running.append(name))
         part.register_forward_hook(leaves)
     try:
         with torch.no_grad():
@@ -58,9 +61,9 @@ def _exported(module: nn.Module, model: Model) -> ExportedProgram:
         where = f"module '{running[-1]}'" if running and running[-1] else "the model's own code"
         reason = next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)
         raise BadInput(
-            f"{model.name} cannot be rewritten: torch.export does not get through {where}, which may branch on what is "
-            f"in the image or call code that it cannot follow ({type(e).__name__}: {reason[:160]}). The model is as it "
-            "was."
+            f"{model.name} cannot be rewritten: torch.export does not get through {where}, which may branch on "
+            f"what is in the image or call code it cannot follow ({type(e).__name__}: {reason[:160]}). The model is "
+            "as it was."
         ) from e
 
 
@@ -70,10 +73,12 @@ def _check(node: Node, model: Model) -> None:
     where = f"module '{path}'" if (path := _path(node)) else "the model's own code"
     kind = getattr(node.target, "namespace", None)
     name = str(node.target)
+    if str(node.target) in _CONTEXTS:
+        return
     if kind == "higher_order" or isinstance(node.target, torch._ops.HigherOrderOperator):
         raise BadInput(
-            f"{model.name} cannot be rewritten: {where} has control flow ({name}), whose branches the pass does not see "
-            "through. Take one branch in the model's code; the model is as it was."
+            f"{model.name} cannot be rewritten: {where} has control flow ({name}), whose branches the pass does not "
+            "see through. Take one branch in the model's code; the model is as it was."
         )
     if kind not in (None, "aten", "prims", "_operator"):
         raise BadInput(
@@ -84,9 +89,14 @@ def _check(node: Node, model: Model) -> None:
     for value in values if isinstance(values, list | tuple) else [values]:
         if isinstance(value, Tensor) and not all(isinstance(side, int) for side in value.shape):
             raise BadInput(
-                f"{model.name} cannot be rewritten: what {where} gives ({name}) has a shape that depends on the image, "
-                "and the Neural Engine runs fixed shapes. The model is as it was."
+                f"{model.name} cannot be rewritten: what {where} gives ({name}) has a shape that depends on the "
+                "image, and the Neural Engine runs fixed shapes. The model is as it was."
             )
+
+
+def _kind(node: Any) -> Any:
+    """The type of what a node gives."""
+    return getattr(node.meta.get("val"), "dtype", None)
 
 
 def _path(node: Node) -> str:
@@ -121,6 +131,8 @@ class _Reader:
                         self.values[node] = self.builder.image(tuple(node.meta["val"].shape))
                 elif node.op == "output":
                     result = self.values[node.args[0][0]]
+                elif node.op == "get_attr":
+                    self.values[node] = getattr(self.exported.graph_module, str(node.target))
                 else:
                     self.path = _path(node)
                     self.values[node] = self._call(node)
@@ -133,11 +145,13 @@ class _Reader:
         name = _operator(node)
         if name.startswith("_assert"):
             return None
+        if str(node.target) in _CONTEXTS:
+            return self._inside(node)
         if not _reads_an_op((args, kwargs)):
             return self._constant(node, args, kwargs)
         if node.target is operator.getitem:
             return self._item(*args)
-        if name in _NOTHING and isinstance(args[0], Op):
+        if name in _NOTHING or (name in _CASTS and _kind(node) == _kind(node.args[0])):
             return args[0]
         handler: Callable[..., Any] | None = getattr(self, f"_do_{name}", None)
         if handler is not None:
@@ -147,10 +161,27 @@ class _Reader:
                     return found
         return self._op(node.target, *args, **kwargs)
 
+    def _inside(self, node: Node) -> list[Any]:
+        """The results of a graph within the graph."""
+        inner = next(i for i, a in enumerate(node.args) if isinstance(a, Node) and a.op == "get_attr")
+        graph = self.values[node.args[inner]].graph  # type: ignore[index]
+        given = iter(node.args[inner + 1 :])
+        results: list[Any] = []
+        for step in graph.nodes:
+            if step.op == "placeholder":
+                self.values[step] = self.values[next(given)]  # type: ignore[index]
+            elif step.op == "output":
+                results = [self.values[one] for one in step.args[0]]
+            else:
+                self.values[step] = self._call(step)
+        return results
+
     def _constant(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = node.target(*args, **kwargs)  # type: ignore[operator]
         if isinstance(found, Tensor) and found.numel() > _MOST_CONSTANT:
-            raise BadInput(f"Module '{self.path}' computes a constant of {found.numel()} elements; nothing was rewritten.")
+            raise BadInput(
+                f"Module '{self.path}' computes a constant of {found.numel()} elements; nothing was rewritten."
+            )
         return found
 
     def _op(self, target: Any, *args: Any, **kwargs: Any) -> Op:
@@ -298,6 +329,23 @@ class _Reader:
         axes = [axes] if isinstance(axes, int) else list(axes)
         kept = self._op(target, x, [axis % len(x.sides) for axis in axes], True)
         return kept if keepdim else self._do_squeeze(kept, axes)
+
+
+def _without_expansions(program: Program) -> Program:
+    """Leave out what repeats a value for arithmetic that broadcasts it anyway, as F.normalize does."""
+    readers = program.readers()
+
+    def broadcasts(reader: Op, op: Op) -> bool:
+        pointwise = torch.Tag.pointwise in getattr(reader.target, "tags", ())
+        return pointwise and any(other is not op and other.shape == reader.shape for other in reader.inputs)
+
+    def visit(builder: Builder, op: Op, new: Callable[[Op], Any]) -> Op:
+        spare = op.target is aten.expand.default and len(op.inputs[0].sides) == len(op.sides)
+        if spare and op is not program.result and all(broadcasts(reader, op) for reader in readers[op]):
+            return new(op.inputs[0])
+        return builder.again(op, new)
+
+    return rewrite(program, visit)
 
 
 def _whole(shape: Sequence[int], count: int) -> tuple[int, ...]:

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from ...errors import BadInput
 from .layouts import Layout, conversion, in_place, reads_swapped, stored
-from .program import Op, Program, aten, mapped, part
-from .steps import Permute, Plan, Reshape, Slice
+from .program import Op, Program, aten, part, swap
+from .rearrange import Shape
+from .steps import MAX_RANK, Permute, Plan, Reshape, Slice
 
 ROWS, CHANNELS_FIRST = Layout.ROWS, Layout.CHANNELS_FIRST
 _REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
@@ -107,8 +109,8 @@ class _Emitter:
                     x = self.graph.call_method("reshape", (x, shape))
                 case Permute(axes):
                     x = self.graph.call_method("permute", (x, axes))
-                case Slice(axis, start, length):
-                    x = self.graph.call_method("narrow", (x, axis, start, length))
+                case Slice(axis, start, _, every):
+                    x = self.graph.call_function(aten.slice.Tensor, (x, axis, start, step.end, every))
         return x
 
     def _constant(self, tensor: Tensor, path: str, role: str) -> Node:
@@ -144,6 +146,8 @@ class _Emitter:
             return self._move(op, layout)
         if op.target is part:
             return self._part(op, layout)
+        if op.target is swap:
+            return self.graph.call_method("transpose", (self._value(op.args[0], ROWS), -1, -2))
         if op.target is aten.matmul.default and isinstance(op.args[0], Op) and isinstance(op.args[1], Op):
             return self._product(op, layout)
         if layout is CHANNELS_FIRST:
@@ -155,7 +159,7 @@ class _Emitter:
         return self._as_it_was(op)
 
     def _as_it_was(self, op: Op) -> Node:
-        if op.shape is not None and len(op.shape) > 5:
+        if any(len(shape) > MAX_RANK for shape in _shapes(op)):
             return self._of_lower_rank(op)
         args = self._arguments(op, op.args)
         return self.graph.call_function(op.target, args, self._arguments(op, op.kwargs))  # type: ignore[arg-type]
@@ -172,7 +176,26 @@ class _Emitter:
         return value
 
     def _of_lower_rank(self, op: Op) -> Node:
-        raise NotImplementedError
+        """An operation on tensors of a rank above 5, whose first axes are one in memory: value by value it does not
+        matter, and nothing else is expected there.
+        """
+        alike = all(source.shape == op.shape for source in op.inputs)
+        if not alike or torch.Tag.pointwise not in getattr(op.target, "tags", ()):
+            raise BadInput(
+                f"Module '{op.path}' computes {_role(op)} on tensors of rank {max(map(len, _shapes(op)))}, which Core "
+                "ML does not take; write it with 5 axes at most. The model is as it was."
+            )
+
+        def lowered(value: Any) -> Any:
+            if isinstance(value, Op):
+                return self._value(value, ROWS)
+            if isinstance(value, Tensor) and value.ndim:
+                return self._constant(value.expand(op.sides).reshape(stored(op.sides, ROWS)), op.path, _role(op))
+            return value
+
+        args = tuple(lowered(argument) for argument in op.args)
+        kwargs = {key: lowered(value) for key, value in op.kwargs.items()}
+        return self.graph.call_function(op.target, args, kwargs)  # type: ignore[arg-type]
 
     def _move(self, op: Op, layout: Layout) -> Node:
         source, wanted = op.args
@@ -186,14 +209,13 @@ class _Emitter:
         return self._steps(in_place(op.sides, ROWS, layout), self._steps(middle, x))
 
     def _part(self, op: Op, layout: Layout) -> Node:
-        source, axis, count, index = op.args
+        source, axis, sizes, index = op.args
         if layout is CHANNELS_FIRST:
             axis = _axis(axis, len(op.sides))
         key = source, axis, layout
         if key not in self.parts:
             x = self._value(source, layout)
-            size = stored(source.sides, layout)[axis] // count
-            self.parts[key] = self.graph.call_function(torch.split, (x, size, axis))
+            self.parts[key] = self.graph.call_function(torch.split, (x, list(sizes), axis))
         return self.graph.call_function(operator.getitem, (self.parts[key], index))
 
     def _product(self, op: Op, layout: Layout) -> Node:
@@ -222,7 +244,8 @@ class _Emitter:
         return self._layer(layer, weight, bias, op, self._value(x, ROWS))
 
     def _convolution(self, op: Op) -> Node:
-        x, weight, bias, stride, padding, dilation, groups = (*op.args, *(None, 1, 0, 1, 1)[len(op.args) - 2 :])
+        given = (None, 1, 0, 1, 1)
+        x, weight, bias, stride, padding, dilation, groups = list(op.args) + list(given[len(op.args) - 2 :])
         layer = nn.Conv2d(
             weight.shape[1] * groups,
             weight.shape[0],
@@ -248,7 +271,8 @@ class _Emitter:
             layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
             return self._layer(layer, weight[:, :, None, None], bias, op, self._value(x, CHANNELS_FIRST))
         if op.target is aten.layer_norm.default:
-            x, _, scale, shift, eps, *_ = (*op.args, *(None, None, 1e-5)[len(op.args) - 2 :])
+            given = (None, None, 1e-5)
+            x, _, scale, shift, eps, *_ = list(op.args) + list(given[len(op.args) - 2 :])
             name = self._module(ChannelNorm(eps, scale, shift), op.path)
             return self.graph.call_module(name, (self._value(x, CHANNELS_FIRST),))
         args = list(op.args)
@@ -286,9 +310,16 @@ def _axis(axis: int, rank: int) -> int:
     return 0 if axis == 0 else 1 if axis == rank - 1 else 3
 
 
+def _shapes(op: Op) -> list[Shape]:
+    """Of what an operation reads and writes."""
+    return [one.shape for one in (op, *op.inputs) if one.shape is not None]
+
+
 def _pair(value: Any) -> Any:
     return tuple(value) * (2 // len(value)) if isinstance(value, list | tuple) else value
 
 
 def _role(op: Op) -> str:
-    return getattr(op.target, "_schema", None).name.split("::")[-1] if hasattr(op.target, "_schema") else "constant"  # type: ignore[union-attr]
+    """The operator's name, for constants it reads and for messages."""
+    schema = getattr(op.target, "_schema", None)
+    return "constant" if schema is None else schema.name.split("::")[-1]

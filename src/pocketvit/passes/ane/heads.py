@@ -74,7 +74,7 @@ def _region(softmax: Op, axis: int, readers: dict[Op, list[Op]]) -> _Region | No
                 after = reader.args[1].axis_behind(axis)
                 continues = after is not None and all(_runs_per_head(r, after) for r in readers[reader])
                 if continues and readers[reader]:
-                    waiting.append((reader, after))  # type: ignore[arg-type]
+                    waiting.append((reader, after))
                 elif _join_axis(reader.args[1], axis) is not None:
                     region.joins.append(reader)
                 else:
@@ -116,6 +116,9 @@ def _runs_per_head(op: Op, axis: int) -> bool:
         return axis < len(op.sides) - 2
     if op.target in _REDUCTIONS:
         return axis not in [a % len(op.sides) for a in op.args[1]] and len(op.args) > 2 and op.args[2] is True
+    if op.target is aten.linalg_vector_norm.default:
+        kept = len(op.args) > 3 and op.args[3] is True
+        return kept and axis not in [a % len(op.sides) for a in op.args[2] or range(len(op.sides))]
     if op.target is aten.cat.default:
         return (op.args[1] if len(op.args) > 1 else 0) % len(op.sides) != axis
     return torch.Tag.pointwise in getattr(op.target, "tags", ())
@@ -171,7 +174,13 @@ def _split(program: Program, regions: list[_Region]) -> Program:
 
 
 def _piece(
-    builder: Builder, op: Op, axis: int, head: int, region: _Region, pieces: dict[Op, list[Op]], new: Callable[[Op], Any]
+    builder: Builder,
+    op: Op,
+    axis: int,
+    head: int,
+    region: _Region,
+    pieces: dict[Op, list[Op]],
+    new: Callable[[Op], Any],
 ) -> Op:
     """One head's share of an operation, without the axis of heads."""
     if op.is_rearrangement:
@@ -193,6 +202,8 @@ def _piece(
     args = tuple(share(argument) for argument in op.args)
     if op.target is aten.softmax.int:
         args = (args[0], _lower(op.args[1], axis, len(op.sides)), *args[2:])
+    elif op.target is aten.linalg_vector_norm.default:
+        args = (*args[:2], [_lower(a, axis, len(op.sides)) for a in op.args[2]], *args[3:])
     elif op.target in _REDUCTIONS:
         args = (args[0], [_lower(a, axis, len(op.sides)) for a in op.args[1]], *args[2:])
     elif op.target is aten.cat.default:
@@ -209,7 +220,9 @@ def _leaf(builder: Builder, value: Op, axis: int, head: int, new: Callable[[Op],
         source, wanted = value.args
         along = _cut_axis(wanted, axis)
         if along is not None:
-            one = builder.call(part, new(source), along, value.sides[axis], index, path=value.path)
+            count = value.sides[axis]
+            sizes = (source.sides[along] // count,) * count
+            one = builder.call(part, new(source), along, sizes, index, path=value.path)
             return builder.move(one, _of_part(wanted, axis, along), value.path)
         try:
             return builder.move(new(source), wanted.select(axis, index), value.path)
@@ -224,7 +237,9 @@ def _cut_axis(wanted: Rearrangement, axis: int) -> int | None:
         fine, groups = wanted.aligned()
     except Unaligned:
         return None
-    (along,) = {fine.atoms[i].axis for i in groups[axis]} if len({fine.atoms[i].axis for i in groups[axis]}) == 1 else (None,)
+    (along,) = (
+        {fine.atoms[i].axis for i in groups[axis]} if len({fine.atoms[i].axis for i in groups[axis]}) == 1 else (None,)
+    )
     own = [i for i, atom in enumerate(fine.atoms) if atom.axis == along]
     whole = all(fine.atoms[i].is_whole for i in own)
     return along if whole and own[: len(groups[axis])] == groups[axis] else None
@@ -248,8 +263,9 @@ def _lower(number: int, axis: int, rank: int) -> int:
 
 
 def _without(wanted: Rearrangement, axis: int, along: int | None, heads: int) -> Rearrangement:
-    """The same move of something without one axis. along: the axis of the result that shrinks for it, else the one that
-    goes.
+    """The same move of something without one axis.
+
+    along: the axis of the result that shrinks for it; None where one of its own goes.
     """
     fine, groups = wanted.aligned()
     own = {i for i, atom in enumerate(fine.atoms) if atom.axis == axis}

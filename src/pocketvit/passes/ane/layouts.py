@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .program import Op, Program, aten, part
+from .program import Op, Program, aten, part, swap
 from .rearrange import Rearrangement, Shape, Unaligned
 from .steps import MAX_RANK, Plan, padded_bytes, plan
 
@@ -82,7 +82,7 @@ def in_place(shape: Shape, before: Layout, after: Layout) -> Plan:
 
 def may_be_channels_first(op: Op) -> bool:
     """True for an operation that can run in either layout."""
-    if op.shape is None or op.target is None or not 3 <= len(op.shape) <= 4:
+    if op.shape is None or op.target in (None, swap) or not 3 <= len(op.shape) <= 4:
         return False
     rank = len(op.shape)
     if op.is_rearrangement:
@@ -197,20 +197,37 @@ def traffic(program: Program, layouts: Mapping[Op, Layout], *, key_first: bool =
 def least_traffic(program: Program) -> Traffic:
     """The least that a program can be said to move as the model wrote it.
 
-    Runtimes cut several parts out of one value in one operation, and transpose them in one; so what is read for a
-    cut is left out here, and of the transposes of one value one counts.
+    Runtimes cut all parts out of one value in one operation, which reads it once, and transpose them in one. A matrix
+    product reads either operand with its axes swapped.
     """
     total = traffic(program, rows(program))
-    moves: dict[Op, list[Traffic]] = {}
+    readers = program.readers()
+    reads: dict[Op, list[int]] = {}
+    transposes: dict[Op, int] = {}
+    spared = 0
     for op in program.ops:
         if op.is_rearrangement:
             source, wanted = op.args
-            found = _moved(wanted, Layout.ROWS, Layout.ROWS)
-            unread = 0 if wanted.is_whole else min(found.bytes, padded_bytes(source.sides))
-            total = Traffic(total.bytes - unread, total.transposes)
-            moves.setdefault(source, []).append(found)
-    again = sum(sum(one.transposes for one in those) - max(one.transposes for one in those) for those in moves.values())
-    return Traffic(total.bytes, total.transposes - again)
+            found = least = _moved(wanted, Layout.ROWS, Layout.ROWS)
+            if feeds_products(op, readers):
+                least = min(found, _moved(swapped(wanted), Layout.ROWS, Layout.ROWS), key=lambda one: one.weighed)
+            spared += found.bytes - least.bytes
+            transposes[source] = max(transposes.get(source, 0), least.transposes)
+            if not wanted.is_whole:
+                reads.setdefault(source, []).append(min(least.bytes, padded_bytes(source.sides)))
+    again = sum(sum(those) - max(those) for those in reads.values())
+    return Traffic(total.bytes - spared - again, sum(transposes.values()))
+
+
+def feeds_products(op: Op, readers: Mapping[Op, list[Op]]) -> bool:
+    """True where nothing but matrix products reads a value."""
+    return bool(readers[op]) and all(reader.target is aten.matmul.default for reader in readers[op])
+
+
+def swapped(wanted: Rearrangement) -> Rearrangement:
+    """The same move with the last two axes of the result in the other order."""
+    rank = len(wanted.shape)
+    return wanted.permute([*range(rank - 2), rank - 1, rank - 2])
 
 
 def _sum(a: Traffic, b: Traffic) -> Traffic:
@@ -227,8 +244,12 @@ def _inputs(op: Op) -> list[Op]:
 
 def _own(op: Op, layout: Layout) -> int:
     """Padded bytes that an operation reads and writes."""
+    if op.target is swap:
+        return 0
     if op.target is part:  # all parts together read the whole once
-        return padded_bytes(stored(op.args[0].sides, layout)) // op.args[2] + padded_bytes(stored(op.sides, layout))
+        source, _, sizes, index = op.args
+        read = padded_bytes(stored(source.sides, layout)) * sizes[index] // sum(sizes)
+        return read + padded_bytes(stored(op.sides, layout))
     ends = [source.sides for source in _inputs(op)] + ([op.shape] if op.shape is not None else [])
     return sum(padded_bytes(stored(shape, layout)) for shape in ends)
 
@@ -251,7 +272,7 @@ class _Cut:
         self.program = program
         self.preference = preference
         self.readers = program.readers()
-        self.free = [op for op in program.ops if may_be_channels_first(op)]
+        self.free = self._free()
         self.clashing: set[Op] = set()
         self.flipped = self._signs()
         self.fixed = {op: fixed.get(op, start) for op in self.clashing}
@@ -263,21 +284,7 @@ class _Cut:
         """For every free operation, whether its layouts trade names, so that no link is cheaper between different
         names than between the same. Moves for which that cannot be are clashing.
         """
-        group: dict[Op, Op] = {}  # operations that must agree or pay for a copy: one of them stands for all
-        for op in self.free:
-            group.setdefault(op, op)
-        neighbours: dict[Op, list[Op]] = {op: [] for op in self.free}
-        for op, source in self._direct():
-            if op in neighbours and source in neighbours:
-                neighbours[op].append(source)
-                neighbours[source].append(op)
-        for start in self.free:
-            waiting = [start] if group[start] is start else []
-            while waiting:
-                for other in neighbours[waiting.pop()]:
-                    if group[other] is not start:
-                        group[other] = start
-                        waiting.append(other)
+        group = self._groups(self.free)
         moves: dict[Op, list[tuple[Op, Op, bool]]] = {}
         for op in self.free:
             if op.is_rearrangement and op.args[0] in group:
@@ -299,6 +306,32 @@ class _Cut:
                     elif signs[there] != signs[here] ^ opposed:
                         self.clashing.add(op)
         return {op: signs[group[op]] for op in self.free if op not in self.clashing}
+
+    def _free(self) -> list[Op]:
+        """Operations that have a choice. Maps do where a layer or norm over their last axis is among those they must
+        agree with: of what convolutions read, the last axis is no channels.
+        """
+        able = [op for op in self.program.ops if may_be_channels_first(op)]
+        group = self._groups(able)
+        over_last = {group[op] for op in able if op.target in (aten.linear.default, aten.layer_norm.default)}
+        return [op for op in able if len(op.sides) == 3 or op.is_rearrangement or group[op] in over_last]
+
+    def _groups(self, ops: list[Op]) -> dict[Op, Op]:
+        """For each operation, the one that stands for all that must agree with it or pay for a copy."""
+        neighbours: dict[Op, list[Op]] = {op: [] for op in ops}
+        for op, source in self._direct():
+            if op in neighbours and source in neighbours:
+                neighbours[op].append(source)
+                neighbours[source].append(op)
+        group: dict[Op, Op] = {}
+        for start in ops:
+            waiting = [start] if start not in group else []
+            while waiting:
+                op = waiting.pop()
+                if op not in group:
+                    group[op] = start
+                    waiting += neighbours[op]
+        return group
 
     def _direct(self) -> Iterator[tuple[Op, Op]]:
         """Readers that compute, and what they read, where the two layouts must agree or a copy is made."""
@@ -368,11 +401,13 @@ class _Cut:
             readers.setdefault(source, []).append(op)
         readers.setdefault(self.program.result, []).append(None)  # who called the model wants rows
         for source, those in readers.items():
-            if not 3 <= len(source.sides) <= 4 or (source not in self.nodes and not any(r in self.nodes for r in those)):
+            if not 3 <= len(source.sides) <= 4 or (
+                source not in self.nodes and not any(r in self.nodes for r in those)
+            ):
                 continue
             bytes_ = _of(in_place(source.sides, Layout.ROWS, Layout.CHANNELS_FIRST)).weighed
             for flipped in {self.flipped[op] for op in (source, *those) if op in self.flipped}:
-                alike = [r for r in those if r not in self.flipped or self.flipped[r] == flipped]  # type: ignore[index]
+                alike = [r for r in those if r not in self.flipped or self.flipped[r] == flipped]
                 if source in self.flipped and self.flipped[source] != flipped:
                     continue
                 at = self._node(source, flipped)
@@ -394,7 +429,9 @@ class _Cut:
 
     def total(self, layouts: Mapping[Op, Layout]) -> int:
         """What an assignment costs, what is wanted besides bytes included."""
-        extra = sum(self._wanted(op, layouts[op]) - _own(op, layouts[op]) for op in self.nodes if not op.is_rearrangement)
+        extra = sum(
+            self._wanted(op, layouts[op]) - _own(op, layouts[op]) for op in self.nodes if not op.is_rearrangement
+        )
         return extra + traffic(self.program, layouts, key_first=self.preference.key_first).weighed
 
     def suits(self, op: Op, layouts: Mapping[Op, Layout]) -> Layout:
@@ -404,7 +441,9 @@ class _Cut:
         def costs(layout: Layout) -> int:
             readers = [r for r in self.readers[op] if self.preference.key_first or not reads_swapped(r, op)]
             after = sum(
-                _moved(r.args[1], layout, layouts[r]).weighed if r.is_rearrangement else copy * (layouts[r] is not layout)
+                _moved(r.args[1], layout, layouts[r]).weighed
+                if r.is_rearrangement
+                else copy * (layouts[r] is not layout)
                 for r in readers
             )
             return _moved(op.args[1], layouts[op.args[0]], layout).weighed + after

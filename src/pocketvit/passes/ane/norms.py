@@ -1,8 +1,8 @@
 """Norms and scales that vanish into the layers around them, with weights computed in float64.
 
-A batch norm of a trained model is a scale and a shift for each channel: it folds into the layer before it, through any
-reshape that keeps the channels, or into the layers behind it. So do the scale and shift at the end of a layer norm, the
-scale of a residual branch (LayerScale) and the scale of attention scores.
+A batch norm of a trained model is a scale and a shift for each channel: it folds into the layer before it, through
+any reshape that keeps the channels, or into the layers behind it. So do the scale and shift at the end of a layer
+norm, the scale of a residual branch (LayerScale) and the scale of attention scores.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ class _Affine:
     shift: Tensor
 
 
-def fold_norms(program: Program) -> Program:
-    """Fold until nothing is left to fold."""
+def fold_norms(program: Program, *, as_converters_do: bool = False) -> Program:
+    """Fold until nothing is left to fold. as_converters_do: only norms and scales right behind a
+    convolution."""
     while True:
-        folded = _fold_once(program)
+        folded = _fold_once(program, as_converters_do)
         if folded is None:
             return program
         program = folded
 
 
-def _fold_once(program: Program) -> Program | None:
+def _fold_once(program: Program, as_converters_do: bool) -> Program | None:
     """Fold what can be folded at the same time; None where nothing can."""
     readers = program.readers()
     after: dict[Op, _Affine] = {}  # by layer: what its result takes in
@@ -51,12 +52,20 @@ def _fold_once(program: Program) -> Program | None:
         if found is None:
             continue
         x, affine, axis = found
+        if as_converters_do and (op.target is aten.layer_norm.default or x.target is not aten.conv2d.default):
+            continue
         layer = _layer_before(x, axis, affine, readers)
         if layer is not None and layer not in after and layer not in before:
             after[layer], gone[op] = affine, x
             continue
+        if as_converters_do:
+            continue
         layers = _layers_behind(op, axis, affine, readers)
-        if op.target not in _PRODUCTS | _QUOTIENTS and layers and not any(one in before or one in after for one in layers):
+        if (
+            op.target not in _PRODUCTS | _QUOTIENTS
+            and layers
+            and not any(one in before or one in after for one in layers)
+        ):
             before |= dict.fromkeys(layers, affine)
             if op.target is aten.layer_norm.default:
                 bare.add(op)

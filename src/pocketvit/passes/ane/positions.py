@@ -47,11 +47,11 @@ def replace_positions(program: Program, position: Position, name: str) -> Progra
             bias = biased[op]
             if position is Position.SINGLE_HEAD:
                 shared = bias.mean(-3, keepdim=True).expand_as(bias).contiguous()
-                return builder.call(op.target, new(scores), shared, path=op.path)  # type: ignore[arg-type]
+                return builder.call(op.target, new(scores), shared, path=op.path)
             mask = torch.where(bias < _MASKED, bias, 0.0)
             if not mask.any():
                 return new(scores)
-            return builder.call(op.target, new(scores), mask, path=op.path)  # type: ignore[arg-type]
+            return builder.call(op.target, new(scores), mask, path=op.path)
         if op in values and position is Position.LEPE:
             return _with_lepe(builder, op, new)
         return builder.again(op, new)
@@ -104,7 +104,11 @@ def _with_lepe(builder: Builder, product: Op, new: Callable[[Op], Any]) -> Op:
     same = Rearrangement.identity(values.sides).reshape((count, heads, tokens, width))
     maps = builder.move(values, same.permute((0, 1, 3, 2)).reshape((count, heads * width, side, side)), product.path)
     weight = torch.zeros(heads * width, 1, 3, 3)
-    local = builder.call(aten.conv2d.default, maps, weight, None, [1, 1], [1, 1], [1, 1], heads * width, path=product.path)
+    local = builder.call(
+        aten.conv2d.default, maps, weight, None, [1, 1], [1, 1], [1, 1], heads * width, path=product.path
+    )
     back = Rearrangement.identity(local.sides).reshape((count, heads, width, tokens)).permute((0, 1, 3, 2))
     attended = builder.again(product, new)
-    return builder.call(aten.add.Tensor, attended, builder.move(local, back.reshape(attended.sides)), path=product.path)
+    return builder.call(
+        aten.add.Tensor, attended, builder.move(local, back.reshape(attended.sides)), path=product.path
+    )

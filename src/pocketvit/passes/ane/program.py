@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rearrange import Rearrangement, Shape, Unaligned
+from .rearrange import Rearrangement, Shape
 from .steps import Permute, Plan, Reshape, Slice, plan
 
 aten = torch.ops.aten
@@ -75,9 +75,14 @@ def rearrange(x: Tensor, wanted: Rearrangement) -> Tensor:
     return carry_out(plan(wanted), x)
 
 
-def part(x: Tensor, axis: int, count: int, index: int) -> Tensor:
-    """One of `count` equal parts along an axis."""
-    return x.chunk(count, axis)[index]
+def part(x: Tensor, axis: int, sizes: tuple[int, ...], index: int) -> Tensor:
+    """One of the parts, of these sizes, that an axis falls into; all of them together are one operation."""
+    return x.split(sizes, axis)[index]
+
+
+def swap(x: Tensor) -> Tensor:
+    """A matrix that a product reads with its axes swapped, which takes a flag and moves nothing."""
+    return x.transpose(-1, -2)
 
 
 def carry_out(how: Plan, x: Tensor) -> Tensor:
@@ -88,8 +93,8 @@ def carry_out(how: Plan, x: Tensor) -> Tensor:
                 x = x.reshape(shape)
             case Permute(axes):
                 x = x.permute(axes)
-            case Slice(axis, start, length):
-                x = x.narrow(axis, start, length)
+            case Slice(axis, start, _, every):
+                x = aten.slice.Tensor(x, axis, start, step.end, every)
     return x
 
 
@@ -133,21 +138,16 @@ class Builder:
         self.ops.append(Op(None, (), {}, shape))
         return self.ops[-1]
 
-    def call(self, target: Callable[..., Any], *args: Any, path: str = "", **kwargs: Any) -> Op:
+    def call(self, target: Callable[..., Any] | None, *args: Any, path: str = "", **kwargs: Any) -> Op:
         """An operation; what shape it gives is found by running it on tensors without data."""
+        assert target is not None
         found = target(*mapped_to_meta(args), **mapped_to_meta(kwargs))
         shape = tuple(found.shape) if isinstance(found, Tensor) else None
         self.ops.append(Op(target, args, kwargs, shape, path))
         return self.ops[-1]
 
     def move(self, x: Op, wanted: Rearrangement, path: str = "") -> Op:
-        """A rearrangement of x, together with those that made x; nothing where nothing moves."""
-        if x.is_rearrangement:
-            source, before = x.args
-            try:
-                return self.move(source, before.then(wanted), path)
-            except Unaligned:
-                pass
+        """A rearrangement of x; nothing where nothing moves."""
         if wanted.is_reshape and wanted.shape == wanted.source:
             return x
         self.ops.append(Op(rearrange, (x, wanted), {}, wanted.shape, path))
@@ -157,7 +157,7 @@ class Builder:
         """A copy of an operation that reads what `new` gives for what it read."""
         args, kwargs = mapped(op.args, new), mapped(op.kwargs, new)
         if op.is_rearrangement:
-            return self.move(*args, path=op.path)
+            return self.move(args[0], args[1], op.path)
         self.ops.append(Op(op.target, args, kwargs, op.shape, op.path))
         return self.ops[-1]
 
@@ -194,5 +194,3 @@ def rewrite(program: Program, visit: Callable[[Builder, Op, Callable[[Op], Any]]
     for op in program.ops[1:]:
         new[op] = visit(builder, op, new.__getitem__)
     return Program(builder.ops, new[program.result]).without_unused()
-
-

@@ -101,6 +101,8 @@ class Rearrangement:
 
     def then(self, after: Rearrangement) -> Rearrangement:
         """This one, then `after`, as one. Raises Unaligned."""
+        if after.is_reshape:
+            return self.reshape(after.shape)
         result = self.reshape([atom.size for atom in after.atoms])
         for axis, atom in enumerate(after.atoms):
             result = result.keep(axis, atom.start, atom.length)
@@ -113,7 +115,9 @@ class Rearrangement:
             raise ValueError("What was left out cannot be brought back.")
         fine, groups = self.aligned()
         atoms = tuple(replace(fine.atoms[i], axis=axis) for axis, group in enumerate(groups) for i in group)
-        return Rearrangement(self.shape, atoms, tuple(fine.order.index(i) for i in range(len(fine.atoms))), self.source)
+        return Rearrangement(
+            self.shape, atoms, tuple(fine.order.index(i) for i in range(len(fine.atoms))), self.source
+        )
 
     def aligned(self) -> tuple[Rearrangement, list[list[int]]]:
         """The same, cut so that each axis of the result is a run of whole atoms, and those runs. Raises Unaligned."""

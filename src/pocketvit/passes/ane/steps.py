@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import pairwise, permutations
 
 from .rearrange import Atom, Rearrangement, Shape, Unaligned
 
@@ -39,11 +39,17 @@ class Permute:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Keep `length` steps of an axis from `start`."""
+    """Keep `length` steps of an axis, every `step`-th from `start` on."""
 
     axis: int
     start: int
     length: int
+    step: int = 1
+
+    @property
+    def end(self) -> int:
+        """One behind the last step that is kept."""
+        return self.start + (self.length - 1) * self.step + 1
 
 
 Step = Reshape | Permute | Slice
@@ -73,10 +79,20 @@ def plan(wanted: Rearrangement) -> Plan:
     """The cheapest steps of rank 5 at most that do what `wanted` says. Raises Unaligned where none can."""
     steps: list[Step] = []
     cost = 0
-    source, shape = wanted, wanted.source
+    shape, left = wanted.source, wanted
     if not wanted.is_whole:
-        source, steps, cost, shape = _cut(wanted)
-    moves = _order(source, shape)
+        pieces = cut(wanted)
+        left = pieces.left
+        steps += [Reshape(pieces.shape)] if pieces.shape != shape else []
+        cost += _reshaped(shape, pieces.shape)
+        shape = pieces.shape
+        for one in sorted(pieces.slices, key=lambda one: one.length / pieces.shape[one.axis]):
+            if one.length < shape[one.axis]:
+                after = (*shape[: one.axis], one.length, *shape[one.axis + 1 :])
+                steps.append(one)
+                cost += padded_bytes(shape) + padded_bytes(after)
+                shape = after
+    moves = _order(left, shape)
     for before, axes in moves.steps:
         steps += [Reshape(before)] if before != shape else []
         steps.append(Permute(axes))
@@ -86,54 +102,62 @@ def plan(wanted: Rearrangement) -> Plan:
     return Plan(tuple(steps), cost + moves.bytes)
 
 
-def _cut(wanted: Rearrangement) -> tuple[Rearrangement, list[Step], int, Shape]:
-    """Slices first, so that less is moved later: what is left to do, the steps, their bytes, the shape they leave."""
-    shape, ranges = _ranges(wanted)
-    steps: list[Step] = [Reshape(shape)] if shape != wanted.source else []
-    cost = _reshaped(wanted.source, shape)
-    for axis, (start, length) in sorted(enumerate(ranges), key=lambda pair: pair[1][1] / shape[pair[0]]):
-        if length < shape[axis]:
-            after = (*shape[:axis], length, *shape[axis + 1 :])
-            steps.append(Slice(axis, start, length))
-            cost += padded_bytes(shape) + padded_bytes(after)
-            shape = after
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What is left of a rearrangement once its slices are taken.
+
+    shape: that the source is read as. slices: one for each axis of it, whole ones included. left: what then remains.
+    """
+
+    shape: Shape
+    slices: tuple[Slice, ...]
+    left: Rearrangement
+
+
+@lru_cache(maxsize=4096)
+def cut(wanted: Rearrangement) -> Cut:
+    """Slices first, so that less is moved later. Raises Unaligned where they need a rank above 5."""
+    shape, slices = _slices(wanted)
     ranks = {atom: rank for rank, atom in enumerate(sorted(wanted.order))}
-    left = Rearrangement.identity(shape).reshape([wanted.atoms[i].length for i in sorted(wanted.order)])
+    left = Rearrangement.identity([one.length for one in slices])
+    left = left.reshape([wanted.atoms[i].length for i in sorted(wanted.order)])
     left = left.permute([ranks[i] for i in wanted.order]).reshape(wanted.shape)
-    return left, steps, cost, shape
+    return Cut(shape, slices, left)
 
 
-def _ranges(wanted: Rearrangement) -> tuple[Shape, list[tuple[int, int]]]:
-    """A shape of the source in which what is kept is one range of every axis, and those ranges (start, length)."""
-    of_axes = [_range([atom for atom in wanted.atoms if atom.axis == axis]) for axis in range(len(wanted.source))]
-    known = [found for found in of_axes if found is not None]
-    if len(known) == len(of_axes):
+def _slices(wanted: Rearrangement) -> tuple[Shape, tuple[Slice, ...]]:
+    """A shape of the source in which what is kept is one range of every axis, and those ranges."""
+    axes = range(len(wanted.source))
+    found = [_slice(axis, [atom for atom in wanted.atoms if atom.axis == axis]) for axis in axes]
+    known = tuple(one for one in found if one is not None)
+    if len(known) == len(found) <= MAX_RANK:
         return wanted.source, known
-    ranges: list[tuple[int, int]] = []
-    fine = wanted.merged()
     shape: list[int] = []
+    slices: list[Slice] = []
     joins = False
-    for atom in fine.atoms:
+    for atom in wanted.merged().atoms:
         if joins and atom.is_whole:
             shape[-1] *= atom.size
-            ranges[-1] = 0, shape[-1]
+            slices[-1] = Slice(len(shape) - 1, 0, shape[-1])
         else:
             shape.append(atom.size)
-            ranges.append((atom.start, atom.length))
+            slices.append(Slice(len(shape) - 1, atom.start, atom.length))
         joins = atom.is_whole
     if len(shape) > MAX_RANK:
         raise Unaligned
-    return tuple(shape), ranges
+    return tuple(shape), tuple(slices)
 
 
-def _range(atoms: Sequence[Atom]) -> tuple[int, int] | None:
-    """Start and length of what one axis keeps; None where that is not one range."""
-    start, length = 0, 1
-    for atom in atoms:
+def _slice(axis: int, atoms: Sequence[Atom]) -> Slice | None:
+    """What one axis keeps, as a slice; None where it is none."""
+    start, length, step = 0, 1, 1
+    for place, atom in enumerate(atoms):
         if length > 1 and not atom.is_whole:
-            return None
+            if any(inner.length > 1 for inner in atoms[place:]):
+                return None
+            step *= atom.size
         start, length = start * atom.size + atom.start, length * atom.length
-    return start, length
+    return Slice(axis, start, length, step)
 
 
 def _reshaped(before: Shape, after: Shape) -> int:
@@ -243,11 +267,11 @@ def _moves(
                 cuts_inside += [(b, c) for b in range(a + 1, d) for c in range(b + 1, d)]
             for cuts in cuts_inside:
                 edges = (a, *cuts, d)
-                blocks = [order[x:y] for x, y in zip(edges, edges[1:], strict=False)]
-                sides = [product(x, y) for x, y in zip(edges, edges[1:], strict=False)]
+                blocks = [order[x:y] for x, y in pairwise(edges)]
+                sides = [product(x, y) for x, y in pairwise(edges)]
                 head = (product(0, a),) if a else ()
                 room = MAX_RANK - len(head) - len(blocks)
-                tails = [()] if d == n else [(product(d, n),)]
+                tails: list[tuple[int, ...]] = [()] if d == n else [(product(d, n),)]
                 if d < n and room > 1:
                     tails += [(product(d, e), product(e, n)) for e in range(d + 1, n)]
                 for way in permutations(range(len(blocks))):
