@@ -62,7 +62,8 @@ def export(
         if output is not None and len(to) != 1:
             raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
         configs = parse_passes(passes or [], "--pass")
-        jobs = [check_export(text, out_dir, output, model) for text in to]
+        name = "+".join([model.rstrip("/"), *(text.partition(":")[0] for text in passes or [])])
+        jobs = [check_export(text, out_dir, output, name) for text in to]
         original = create(model, pretrained=pretrained)
         images = proof_images(original.spec, data, strict=strict, progress=out.progress)
         made_from = apply(original, configs)

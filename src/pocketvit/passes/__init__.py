@@ -51,7 +51,7 @@ def parse_passes(texts: Sequence[str], where: str) -> tuple[Any, ...]:
     raw = []
     for text in texts:
         name, _, options = text.partition(":")
-        raw.append({"pass": name, **read_pairs(where, [pair for pair in options.split(",") if pair])})
+        raw.append({**read_pairs(where, [pair for pair in options.split(",") if pair]), "pass": name})
     return read_passes(raw, where)
 
 

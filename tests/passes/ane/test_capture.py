@@ -175,7 +175,7 @@ def test_an_autocast_around_a_part_is_seen_through() -> None:
     assert (found := error(program, model)) <= 1e-6, f"off by {found:.1e}"
 
 
-def test_a_model_of_one_name_is_named_in_the_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_one_name_is_named_in_the_refusal() -> None:
     model: Model = replace(tiny(lambda m, x: x if x.sum() > 0 else -x), name="my_vit")
-    with pytest.raises(BadInput, match="^my_vit cannot be rewritten"):
+    with pytest.raises(BadInput, match=r"^my_vit cannot be rewritten"):
         capture(model)

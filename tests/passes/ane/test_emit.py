@@ -37,7 +37,7 @@ def test_three_images_are_three_single_ones(vit: tuple[Model, Model]) -> None:
 
 def test_layers_keep_their_names(vit: tuple[Model, Model]) -> None:
     model, rewritten = vit
-    graph = rewritten.module.graph
+    graph = rewritten.module.body
     names = {name for name, part in graph.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     was = {name for name, part in model.module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)}
     assert {re.sub(r"_\d+$", "", name) for name in names} == was, names ^ was
@@ -120,7 +120,7 @@ def test_convolutions_keep_their_strides_pads_and_groups() -> None:
     assert found <= 2e-6, f"off by {found:.1e}"
     kept = ("kernel_size", "stride", "groups")
     for name in ("wide", "depthwise", "same"):
-        before, after = getattr(model.module, name), getattr(module.graph, name)
+        before, after = getattr(model.module, name), getattr(module.body, name)
         assert [getattr(before, one) for one in kept] == [getattr(after, one) for one in kept], name
 
 
@@ -128,7 +128,7 @@ def test_two_calls_of_one_layer_are_two_layers() -> None:
     model = tiny(on_tokens(lambda m, x: m.twice(m.twice(x).relu())), **tokens(twice=nn.Linear(32, 32)))
     module, found = plainly(model)
     assert found <= 2e-6, f"off by {found:.1e}"
-    assert {"twice", "twice_1"} <= {name for name, _ in module.graph.named_children()}
+    assert {"twice", "twice_1"} <= {name for name, _ in module.body.named_children()}
 
 
 @pytest.mark.parametrize("scaled", [True, False])

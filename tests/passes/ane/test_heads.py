@@ -36,7 +36,7 @@ def test_a_block_of_timm_runs_head_by_head() -> None:
     assert all(len(shape) == 3 for shape in softmaxes(program)), softmaxes(program)
 
 
-@pytest.mark.parametrize("name", ["swin", "levit"])
+@pytest.mark.parametrize("name", ["swin", pytest.param("levit", marks=pytest.mark.slow)])
 def test_whole_models_run_head_by_head(name: str) -> None:
     """Swin's shifted windows with their masks and biases, and LeViT's heads with keys narrower than values."""
     if name == "levit":

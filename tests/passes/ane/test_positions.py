@@ -134,7 +134,7 @@ def test_the_whole_pass_gives_swin_lepe() -> None:
     assert (found := distance(model, Position.LEPE, expected(zeroed(model), images(model)))) <= 1e-5, f"{found:.1e}"
 
 
-@pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", "tiny_moat_0"])
+@pytest.mark.parametrize("name", ["vit_relpos_small_patch16_224", pytest.param("tiny_moat_0", marks=pytest.mark.slow)])
 def test_other_families_have_biases_too(name: str) -> None:
     arguments = {"depth": 2} if "vit" in name else {}
     model = create(name, num_classes=10, **arguments)

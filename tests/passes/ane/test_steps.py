@@ -21,7 +21,7 @@ from .test_rearrange import chain, numbered, read
 
 
 def check_steps(r: Rearrangement, how: Plan, x: Tensor, wanted: Tensor) -> None:
-    """The steps give what is wanted, none has a rank above 5, and their bytes are those of what they read and write."""
+    """The steps give what is wanted, none has a rank above 5, and their bytes are what they read and write."""
     cost, y = 0, x
     for step in how.steps:
         before = y.shape
@@ -119,7 +119,7 @@ def reshaped(total: int, before: int, after: int) -> int:
 
 
 def transposes(total: int) -> list[tuple[NDArray[np.int64], int, int, int]]:
-    """Every transpose of rank 5 at most: where it takes each element from, what it costs, last axes before and after."""
+    """Every transpose of rank 5 at most: where each element comes from, its cost, last axes before and after."""
     found = []
     for shape in factorings(total, MAX_RANK):
         for axes in permutations(range(len(shape))):

@@ -82,7 +82,12 @@ class ThirdPartyMoat(nn.Module):
 
     def __init__(self, window: int = 8, classes: int = 10) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv2d(3, 40, 3, 2, 1), nn.BatchNorm2d(40), nn.GELU(), nn.Conv2d(40, 40, 3, 1, 1)]
+        layers: list[nn.Module] = [
+            nn.Conv2d(3, 40, 3, 2, 1),
+            nn.BatchNorm2d(40),
+            nn.GELU(),
+            nn.Conv2d(40, 40, 3, 1, 1),
+        ]
         given = 40
         for stage, (width, depth) in enumerate(zip((40, 80, 160, 320), (2, 3, 7, 2), strict=True)):
             for block in range(depth):

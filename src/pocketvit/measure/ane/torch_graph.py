@@ -148,6 +148,13 @@ def _line(node: Node) -> str:
     found = ""
     for line in (node.meta.get("stack_trace") or "").splitlines():
         words = line.split('"')
-        if line.lstrip().startswith("File ") and len(words) == 3 and "/torch/nn/" not in words[1].replace("\\", "/"):
+        path = words[1].replace("\\", "/") if len(words) == 3 else ""
+        # a graph of torch.fx is code without a file
+        if (
+            line.lstrip().startswith("File ")
+            and path
+            and "/torch/nn/" not in path
+            and not path.startswith("<eval_with")
+        ):
             found = f"{PurePath(words[1]).name}:{words[2].split(',')[1].split()[-1]}"
     return found

@@ -288,6 +288,28 @@ class _Reader:
             scores = self._op(aten.add.Tensor, scores, mask)
         return self._op(aten.matmul.default, self._op(aten.softmax.int, scores, -1), v)
 
+    def _do_conv2d(
+        self,
+        x: Op,
+        weight: Any,
+        bias: Any = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Op | None:
+        """Padding by name as numbers, where it is the same on both sides."""
+        if not isinstance(padding, str):
+            return None
+        gaps = [dilation] * 2 if isinstance(dilation, int) else list(dilation) * (2 // len(dilation))
+        whole = [
+            gap * (side - 1) if padding == "same" else 0 for gap, side in zip(gaps, weight.shape[2:], strict=True)
+        ]
+        if any(side % 2 for side in whole):
+            return None
+        sides = [side // 2 for side in whole]
+        return self._op(aten.conv2d.default, x, weight, bias, stride, sides, dilation, groups)
+
     def _do__softmax(self, x: Op, axis: int, half: bool = False) -> Op:
         return self._op(aten.softmax.int, x, axis)
 

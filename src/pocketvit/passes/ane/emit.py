@@ -50,15 +50,16 @@ class ChannelNorm(nn.Module):
 class Rewritten(nn.Module):
     """A program as a module. Its graph is for one image; a batch runs image by image."""
 
-    def __init__(self, graph: GraphModule) -> None:
+    def __init__(self, body: GraphModule) -> None:
         super().__init__()
-        self.graph = graph
+        self.body = body
+        self.eval()
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits (B, classes) of normalised images (B, C, H, W)."""
         if image.shape[0] == 1:
-            return self.graph(image)
-        return torch.cat([self.graph(one) for one in image.split(1)])
+            return self.body(image)
+        return torch.cat([self.body(one) for one in image.split(1)])
 
 
 def emit(program: Program, layouts: Mapping[Op, Layout], *, key_first: bool = False) -> Rewritten:
@@ -75,7 +76,7 @@ class _Emitter:
         self.root = nn.Module()
         self.values: dict[tuple[Op, Layout], Node] = {}
         self.parts: dict[tuple[Op, int, Layout], Node] = {}
-        self.constants: dict[tuple[int, str], Node] = {}
+        self.constants: dict[tuple[Any, ...], Node] = {}
         self.kept: list[Tensor] = []  # so that no other tensor takes the identity of one that was stored
 
     def emit(self) -> GraphModule:
@@ -113,14 +114,22 @@ class _Emitter:
                     x = self.graph.call_function(aten.slice.Tensor, (x, axis, start, step.end, every))
         return x
 
-    def _constant(self, tensor: Tensor, path: str, role: str) -> Node:
-        """A tensor as a buffer, named after the module that it is used in."""
-        key = (id(tensor), role)
+    def _constant(self, tensor: Tensor, op: Op, layout: Layout = ROWS) -> Node:
+        """A tensor as a buffer, named after the module that it is used in; one for all uses of the same numbers."""
+        shape = tuple(tensor.shape)
+        key = (
+            tensor.data_ptr(),
+            shape,
+            tensor.stride(),
+            str(tensor.dtype),
+            op.sides if layout is CHANNELS_FIRST else (),
+        )
         if key not in self.constants:
             self.kept.append(tensor)
-            stem = "_".join(filter(None, (*path.split("."), role)))
+            stem = "_".join(filter(None, (*op.path.split("."), _role(op))))
             name = next(n for i in range(len(self.constants) + 1) if not hasattr(self.root, n := f"{stem}{i or ''}"))
-            self.root.register_buffer(name, tensor.detach().clone())
+            stored_as = _channels_first(tensor, op.sides) if layout is CHANNELS_FIRST and shape else tensor
+            self.root.register_buffer(name, stored_as.detach().clone())
             self.constants[key] = self.graph.get_attr(name)
         return self.constants[key]
 
@@ -168,7 +177,7 @@ class _Emitter:
         if isinstance(value, Op):
             return self._value(value, ROWS)
         if isinstance(value, Tensor):
-            return self._constant(value, op.path, _role(op))
+            return self._constant(value, op)
         if isinstance(value, list | tuple):
             return type(value)(self._arguments(op, item) for item in value)
         if isinstance(value, dict):
@@ -182,7 +191,7 @@ class _Emitter:
         alike = all(source.shape == op.shape for source in op.inputs)
         if not alike or torch.Tag.pointwise not in getattr(op.target, "tags", ()):
             raise BadInput(
-                f"Module '{op.path}' computes {_role(op)} on tensors of rank {max(map(len, _shapes(op)))}, which Core "
+                f"{op.where} computes {_role(op)} on tensors of rank {max(map(len, _shapes(op)))}, which Core "
                 "ML does not take; write it with 5 axes at most. The model is as it was."
             )
 
@@ -190,7 +199,7 @@ class _Emitter:
             if isinstance(value, Op):
                 return self._value(value, ROWS)
             if isinstance(value, Tensor) and value.ndim:
-                return self._constant(value.expand(op.sides).reshape(stored(op.sides, ROWS)), op.path, _role(op))
+                return self._constant(value.expand(op.sides).reshape(stored(op.sides, ROWS)), op)
             return value
 
         args = tuple(lowered(argument) for argument in op.args)
@@ -292,7 +301,7 @@ class _Emitter:
         if isinstance(value, list):
             return [self._argument(op, item) for item in value]
         if isinstance(value, Tensor):
-            return self._constant(_channels_first(value, op.sides) if value.ndim else value, op.path, _role(op))
+            return self._constant(value, op, CHANNELS_FIRST)
         return value
 
 

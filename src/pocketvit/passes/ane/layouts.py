@@ -51,7 +51,7 @@ class Preference:
 def arrangement(shape: Shape, layout: Layout) -> Rearrangement:
     """From a tensor as the program has it to how it lies in memory."""
     same = Rearrangement.identity(shape)
-    if layout is Layout.ROWS:
+    if layout is Layout.ROWS or not 3 <= len(shape) <= 4:
         extra = len(shape) - MAX_RANK
         return same if extra <= 0 else same.reshape((math.prod(shape[: extra + 1]), *shape[extra + 1 :]))
     channels_first = same.permute((0, len(shape) - 1, *range(1, len(shape) - 1)))

@@ -31,8 +31,7 @@ class _Affine:
 
 
 def fold_norms(program: Program, *, as_converters_do: bool = False) -> Program:
-    """Fold until nothing is left to fold. as_converters_do: only norms and scales right behind a
-    convolution."""
+    """Fold until nothing is left to fold. as_converters_do: only norms and scales right behind a convolution."""
     while True:
         folded = _fold_once(program, as_converters_do)
         if folded is None:

@@ -46,7 +46,7 @@ def replace_positions(program: Program, position: Position, name: str) -> Progra
             scores = next(source for source in op.inputs)
             bias = biased[op]
             if position is Position.SINGLE_HEAD:
-                shared = bias.mean(-3, keepdim=True).expand_as(bias).contiguous()
+                shared = bias.mean(-3, keepdim=True)
                 return builder.call(op.target, new(scores), shared, path=op.path)
             mask = torch.where(bias < _MASKED, bias, 0.0)
             if not mask.any():
@@ -90,7 +90,7 @@ def _side(op: Op) -> int:
     side = math.isqrt(tokens)
     if side * side != tokens or op.sides[-2] != tokens:
         raise BadInput(
-            f"Module '{op.path}' attends over {op.sides[-2]} x {tokens} tokens, which are no square window; its "
+            f"{op.where} attends over {op.sides[-2]} x {tokens} tokens, which are no square window; its "
             "position bias cannot become LePE. Choose relative_single_head."
         )
     return side

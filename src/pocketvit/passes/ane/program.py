@@ -21,9 +21,11 @@ aten = torch.ops.aten
 
 @dataclass(eq=False, slots=True)
 class Op:
-    """One operation. target: a torch operator, `rearrange`, or None for the image. args: Ops, constant tensors, plain
-    values and lists of them. shape: of the result, None where that is several tensors. path: of the module it came
-    from, "" for the model's own code.
+    """One operation.
+
+    target: a torch operator, `rearrange`, or None for the image. args: Ops, constant tensors, plain values and lists of
+    them. shape, dtype: of the result; no shape where that is several tensors. path: of the module it came from, "" for
+    the model's own code.
     """
 
     target: Callable[..., Any] | None
@@ -31,6 +33,12 @@ class Op:
     kwargs: dict[str, Any]
     shape: Shape | None
     path: str = ""
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def where(self) -> str:
+        """Its module in words, for messages."""
+        return f"Module '{self.path}'" if self.path else "The model's own code"
 
     @property
     def inputs(self) -> list[Op]:
@@ -143,14 +151,14 @@ class Builder:
         assert target is not None
         found = target(*mapped_to_meta(args), **mapped_to_meta(kwargs))
         shape = tuple(found.shape) if isinstance(found, Tensor) else None
-        self.ops.append(Op(target, args, kwargs, shape, path))
+        self.ops.append(Op(target, args, kwargs, shape, path, getattr(found, "dtype", torch.float32)))
         return self.ops[-1]
 
     def move(self, x: Op, wanted: Rearrangement, path: str = "") -> Op:
         """A rearrangement of x; nothing where nothing moves."""
         if wanted.is_reshape and wanted.shape == wanted.source:
             return x
-        self.ops.append(Op(rearrange, (x, wanted), {}, wanted.shape, path))
+        self.ops.append(Op(rearrange, (x, wanted), {}, wanted.shape, path, x.dtype))
         return self.ops[-1]
 
     def again(self, op: Op, new: Callable[[Op], Any]) -> Op:
@@ -158,7 +166,7 @@ class Builder:
         args, kwargs = mapped(op.args, new), mapped(op.kwargs, new)
         if op.is_rearrangement:
             return self.move(args[0], args[1], op.path)
-        self.ops.append(Op(op.target, args, kwargs, op.shape, op.path))
+        self.ops.append(Op(op.target, args, kwargs, op.shape, op.path, op.dtype))
         return self.ops[-1]
 
 
@@ -174,7 +182,7 @@ def mapped_to_meta(value: Any) -> Any:
         if value.shape is None:
             assert value.target is not None
             return value.target(*mapped_to_meta(value.args), **mapped_to_meta(value.kwargs))
-        return torch.empty(value.shape, device="meta")
+        return torch.empty(value.shape, dtype=value.dtype, device="meta")
     return value
 
 

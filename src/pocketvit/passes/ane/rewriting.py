@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from .emit import Rewritten, emit
 from .heads import split_heads
-from .layouts import Layout, Preference, choose, feeds_products, least_traffic, rows, swapped, traffic
+from .layouts import Layout, Preference, Traffic, choose, feeds_products, least_traffic, rows, swapped, traffic
 from .moves import merge_moves, share_cuts
 from .norms import fold_norms
 from .program import Builder, Op, Program, swap
@@ -40,18 +41,38 @@ def rewrite(program: Program, *, layouts: bool, heads: bool, norms: bool) -> Rew
         apart = fold_norms(apart) if norms else apart  # a scale of Q alone now has a layer to go to
         forms = [split_heads(apart), apart, program]
     forms = [share_cuts(_with_flags(merge_moves(form))) for form in forms]
-    best: tuple[Program, dict[Op, Layout], bool] = forms[-1], rows(forms[-1]), False
-    least = traffic(forms[-1], best[1])
-    preferences = [Preference(share, first) for share, first in product(_SHARES, (True, False))] if layouts else []
-    for form, preference in product(forms, preferences):
-        found = choose(form, preference)
-        moved = traffic(form, found, key_first=preference.key_first)
+    best = _Candidate(forms[-1], rows(forms[-1]), False)
+    for candidate in _candidates(forms, layouts):
+        moved = candidate.traffic
         if moved.bytes <= most and moved.transposes <= limit.transposes:
-            return emit(form, found, key_first=preference.key_first)
-        if moved.bytes < least.bytes and form is not forms[0]:
-            best, least = (form, found, preference.key_first), moved
-    form, found, key_first = best
-    return emit(form, found, key_first=key_first)
+            best = candidate
+            break
+        if moved.bytes < best.traffic.bytes and candidate.program is not forms[0]:
+            best = candidate
+    return emit(best.program, best.layouts, key_first=best.key_first)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A program in layouts that it may be emitted in."""
+
+    program: Program
+    layouts: dict[Op, Layout]
+    key_first: bool
+
+    @property
+    def traffic(self) -> Traffic:
+        return traffic(self.program, self.layouts, key_first=self.key_first)
+
+
+def _candidates(forms: list[Program], layouts: bool) -> Iterator[_Candidate]:
+    """What could be emitted, what Apple's forms are most of first."""
+    for form in forms:
+        if not layouts:
+            yield _Candidate(form, rows(form), False)
+            continue
+        for share, first in product(_SHARES, (True, False)):
+            yield _Candidate(form, choose(form, Preference(share, first)), first)
 
 
 def _with_flags(program: Program) -> Program:

@@ -13,13 +13,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, permutations
+from itertools import combinations, pairwise, permutations
 
 from .rearrange import Atom, Rearrangement, Shape, Unaligned
 
 MAX_RANK = 5
 LANES = 32  # 16-bit values in 64 bytes
 _BYTES = 2  # of a 16-bit value
+_MENDED = 6  # neighbours that a transpose of rank 5 can bring together at most
 _EXACT = 6  # atoms up to which the search finds the least
 
 
@@ -92,7 +93,7 @@ def plan(wanted: Rearrangement) -> Plan:
                 steps.append(one)
                 cost += padded_bytes(shape) + padded_bytes(after)
                 shape = after
-    moves = _order(left, shape)
+    moves = _Moves((), _reshaped(shape, left.shape)) if left.is_reshape else _order(left, shape)
     for before, axes in moves.steps:
         steps += [Reshape(before)] if before != shape else []
         steps.append(Permute(axes))
@@ -175,8 +176,8 @@ class _Moves:
 def _order(wanted: Rearrangement, start: Shape) -> _Moves:
     """The cheapest transposes from `start` to the order and last axis that are wanted.
 
-    A* over the orders of the atoms together with the length of the last axis. A move exchanges two or three blocks of
-    neighbours, which is a transpose of rank 5 at most whatever stands before and after them.
+    A* over the orders of the atoms together with the length of the last axis. A move is a transpose of rank 5 at most:
+    blocks of neighbours trade places, and what stands before and after them stays.
     """
     lengths, goal = _atoms(wanted, start)
     last = wanted.shape[-1] if wanted.shape else 1
@@ -209,7 +210,7 @@ def _order(wanted: Rearrangement, start: Shape) -> _Moves:
                 best[after] = reached
                 came[after] = (state, shape, axes)
                 count += 1
-                least = math.ceil(_breaks(after[0], goal) / 4) * haste * 2 * _BYTES * total
+                least = math.ceil(_breaks(after[0], goal) / _MENDED) * haste * 2 * _BYTES * total
                 heapq.heappush(queue, (reached + least, count, after))
     steps = []
     state = final
@@ -244,7 +245,7 @@ def _atoms(wanted: Rearrangement, start: Shape) -> tuple[tuple[int, ...], tuple[
 
 
 def _breaks(order: tuple[int, ...], goal: tuple[int, ...]) -> int:
-    """How many neighbours in `order` are none in `goal`, the two ends included; a move mends four at most."""
+    """How many neighbours in `order` are none in `goal`, the two ends included."""
     after = dict(zip((-1, *goal), (*goal, -1), strict=True))
     return sum(after[a] != b for a, b in zip((-1, *order), (*order, -1), strict=True))
 
@@ -262,10 +263,8 @@ def _moves(
 
     for a in range(n):
         for d in range(a + 2, n + 1):
-            cuts_inside: list[tuple[int, ...]] = [(b,) for b in range(a + 1, d)]
-            if n <= _EXACT:
-                cuts_inside += [(b, c) for b in range(a + 1, d) for c in range(b + 1, d)]
-            for cuts in cuts_inside:
+            most = MAX_RANK - (a > 0) - (d < n) - 1 if n <= _EXACT else 1
+            for cuts in (some for count in range(1, most + 1) for some in combinations(range(a + 1, d), count)):
                 edges = (a, *cuts, d)
                 blocks = [order[x:y] for x, y in pairwise(edges)]
                 sides = [product(x, y) for x, y in pairwise(edges)]
