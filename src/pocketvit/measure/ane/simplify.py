@@ -79,7 +79,9 @@ def _fuse_channel_norm(graph: Graph, op: OpRecord) -> tuple[list[OpRecord], list
         if len(behind) != 1 or len(readers) != 1 + squared:
             return None
         chain.append(behind[0])
-    if len(x.shape) != 4 or chain[1].outputs[0] not in chain[-1].inputs:
+    squares_mean = chain[3].outputs[0].shape
+    centred = chain[1].inputs == (x, mean) and chain[1].outputs[0] in chain[-1].inputs
+    if len(x.shape) != 4 or not centred or squares_mean != mean.shape:
         return None
     shift = _only_reader(graph, chain[-1])
     if shift is not None and shift.kind == "add":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from ...errors import BadInput
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 # operators whose result is their input
 _NOTHING = {
-    "clone", "alias", "dropout", "contiguous", "detach", "lift_fresh_copy", "feature_dropout", "native_dropout",
+    "clone", "alias", "dropout", "contiguous", "detach", "lift_fresh_copy", "feature_dropout",
 }  # fmt: skip
 _CASTS = {"_to_copy", "to", "type_as"}
 _CONTEXTS = {"wrap_with_autocast", "wrap_with_set_grad_enabled"}  # around a graph that runs in any case
@@ -41,7 +42,11 @@ def capture(model: Model) -> Program:
     program = _exported(module, model)
     for node in program.graph.nodes:
         _check(node, model)
-    return merge_moves(_without_expansions(_Reader(program.run_decompositions({})).read()))
+    reader = _Reader(program.run_decompositions({}))
+    try:
+        return merge_moves(_without_expansions(reader.read()))
+    except BadInput as e:
+        raise BadInput(f"{model.name} cannot be rewritten: {e} The model is as it was.") from e
 
 
 def _exported(module: nn.Module, model: Model) -> ExportedProgram:
@@ -85,6 +90,11 @@ def _check(node: Node, model: Model) -> None:
             f"{model.name} cannot be rewritten: {where} calls the custom operator {name}, which the pass does not see "
             "through. Write it with PyTorch's own operators; the model is as it was."
         )
+    if _is_random(node):
+        raise BadInput(
+            f"{model.name} cannot be rewritten: {where} draws random numbers ({name}) whether it trains or not. The "
+            "model is as it was."
+        )
     values = node.meta.get("val")
     for value in values if isinstance(values, list | tuple) else [values]:
         if isinstance(value, Tensor) and not all(isinstance(side, int) for side in value.shape):
@@ -92,6 +102,17 @@ def _check(node: Node, model: Model) -> None:
                 f"{model.name} cannot be rewritten: what {where} gives ({name}) has a shape that depends on the "
                 "image, and the Neural Engine runs fixed shapes. The model is as it was."
             )
+
+
+def _is_random(node: Node) -> bool:
+    """True for an operator that draws random numbers; dropout does not where it is off."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    name = _operator(node)
+    if name.endswith("dropout"):
+        return bool(node.args[2] if len(node.args) > 2 else node.kwargs.get("train", True))
+    dropout = node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)
+    return name != "scaled_dot_product_attention" or bool(dropout)
 
 
 def _kind(node: Any) -> Any:
@@ -130,13 +151,22 @@ class _Reader:
                     else:
                         self.values[node] = self.builder.image(tuple(node.meta["val"].shape))
                 elif node.op == "output":
-                    result = self.values[node.args[0][0]]
+                    result = self._result(node)
                 elif node.op == "get_attr":
                     self.values[node] = getattr(self.exported.graph_module, str(node.target))
                 else:
                     self.path = _path(node)
                     self.values[node] = self._call(node)
         return Program(self.builder.ops, result).without_unused()
+
+    def _result(self, node: Node) -> Op:
+        """What the model gives; what it writes into its own buffers is dropped."""
+        specs = self.exported.graph_signature.output_specs
+        kinds = [spec.kind is OutputKind.USER_OUTPUT for spec in specs]
+        given = [self.values.get(one) for one, kept in zip(node.args[0], kinds, strict=True) if kept]  # type: ignore
+        if len(given) != 1 or not isinstance(given[0], Op) or given[0].shape is None:
+            raise BadInput("it does not return one tensor that depends on the image; give it a classifier head.")
+        return given[0]
 
     def _call(self, node: Node) -> Any:
         args = torch.fx.node.map_arg(node.args, self.values.__getitem__)
@@ -179,12 +209,11 @@ class _Reader:
     def _constant(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = node.target(*args, **kwargs)  # type: ignore[operator]
         if isinstance(found, Tensor) and found.numel() > _MOST_CONSTANT:
-            raise BadInput(
-                f"Module '{self.path}' computes a constant of {found.numel()} elements; nothing was rewritten."
-            )
+            raise BadInput(f"module '{self.path}' computes a constant of {found.numel()} elements.")
         return found
 
     def _op(self, target: Any, *args: Any, **kwargs: Any) -> Op:
+        kwargs.pop("path", None)  # of an einsum: a hint in which order to multiply
         return self.builder.call(target, *args, path=self.path, **kwargs)
 
     def _move(self, x: Op, how: Callable[[Rearrangement], Rearrangement]) -> Op:
@@ -236,15 +265,18 @@ class _Reader:
         return self._do_view(x, [side for axis, side in enumerate(x.sides) if axis not in gone or side != 1])
 
     def _do_expand(self, x: Op, shape: Sequence[int], implicit: bool = False) -> Op | None:
-        wanted = [side if given == -1 else given for given, side in zip(shape[-len(x.sides) :], x.sides, strict=True)]
-        if math.prod(wanted) != math.prod(x.sides) or math.prod(shape[: -len(x.sides)]) != 1:
+        lead = len(shape) - len(x.sides)
+        wanted = [side if given == -1 else given for given, side in zip(shape[lead:], x.sides, strict=True)]
+        if math.prod(wanted) != math.prod(x.sides) or math.prod(shape[:lead]) != 1:
             return None
-        return self._do_view(x, (*shape[: -len(x.sides)], *wanted))
+        return self._do_view(x, (*shape[:lead], *wanted))
 
     def _do_select(self, x: Op, axis: int, index: int) -> Op:
         return self._move(x, lambda r: r.select(axis % len(x.sides), index))
 
-    def _do_narrow(self, x: Op, axis: int, start: int, length: int) -> Op:
+    def _do_narrow(self, x: Op, axis: int, start: int, length: int) -> Op | None:
+        if length == 0:
+            return None
         return self._move(x, lambda r: r.keep(axis % len(x.sides), start % x.sides[axis], length))
 
     def _do_slice(self, x: Op, axis: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Any:
@@ -260,15 +292,17 @@ class _Reader:
     def _do_unbind(self, x: Op, axis: int = 0) -> list[Op]:
         return [self._do_select(x, axis, i) for i in range(x.sides[axis])]
 
-    def _do_split_with_sizes(self, x: Op, sizes: Sequence[int], axis: int = 0) -> list[Op]:
+    def _do_split_with_sizes(self, x: Op, sizes: Sequence[int], axis: int = 0) -> list[Any] | None:
+        if 0 in sizes:
+            return None
         starts = [sum(sizes[:i]) for i in range(len(sizes))]
         return [self._do_narrow(x, axis, start, size) for start, size in zip(starts, sizes, strict=True)]
 
-    def _do_split(self, x: Op, size: int, axis: int = 0) -> list[Op]:
+    def _do_split(self, x: Op, size: int, axis: int = 0) -> list[Any] | None:
         side = x.sides[axis]
         return self._do_split_with_sizes(x, [min(size, side - start) for start in range(0, side, size)], axis)
 
-    def _do_chunk(self, x: Op, chunks: int, axis: int = 0) -> list[Op]:
+    def _do_chunk(self, x: Op, chunks: int, axis: int = 0) -> list[Any] | None:
         return self._do_split(x, -(-x.sides[axis] // chunks), axis)
 
     # -- what is spelt out ----------------------------------------------------------------------------------------
@@ -277,7 +311,9 @@ class _Reader:
         self, q: Op, k: Op, v: Op, mask: Any = None, dropout: float = 0.0, causal: bool = False, **options: Any
     ) -> Op | None:
         mask = options.get("attn_mask", mask)
-        if causal or options.get("enable_gqa") or dropout:
+        constant = not all(isinstance(one, Op) for one in (q, k, v))  # as queries that are learnt
+        chosen = isinstance(mask, Op) and mask.dtype == torch.bool
+        if causal or options.get("enable_gqa") or dropout or constant or chosen:
             return None
         scale = options.get("scale")
         q = self._op(aten.mul.Tensor, q, q.sides[-1] ** -0.5 if scale is None else float(scale))
@@ -298,7 +334,10 @@ class _Reader:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Op | None:
-        """Padding by name as numbers, where it is the same on both sides."""
+        """Padding by name as numbers, where it is the same on both sides; a computed bias as an addition."""
+        if isinstance(bias, Op):
+            plain = self._op(aten.conv2d.default, x, weight, None, stride, padding, dilation, groups)
+            return self._op(aten.add.Tensor, plain, self._do_view(bias, (1, -1, 1, 1)))
         if not isinstance(padding, str):
             return None
         gaps = [dilation] * 2 if isinstance(dilation, int) else list(dilation) * (2 // len(dilation))
@@ -308,13 +347,21 @@ class _Reader:
         if any(side % 2 for side in whole):
             return None
         sides = [side // 2 for side in whole]
-        return self._op(aten.conv2d.default, x, weight, bias, stride, sides, dilation, groups)
+        steps = [stride] * 2 if isinstance(stride, int) else list(stride)
+        return self._op(aten.conv2d.default, x, weight, bias, steps, sides, gaps, groups)
+
+    def _do_linear(self, x: Any, weight: Any, bias: Any = None) -> Op | None:
+        if not isinstance(bias, Op):
+            return None
+        return self._op(aten.add.Tensor, self._op(aten.linear.default, x, weight), bias)
 
     def _do__softmax(self, x: Op, axis: int, half: bool = False) -> Op:
         return self._op(aten.softmax.int, x, axis)
 
     def _do_addmm(self, bias: Tensor, x: Op, weight: Any, **scales: Any) -> Op | None:
         if scales or not (isinstance(weight, Tensor) and isinstance(bias, Tensor) and isinstance(x, Op)):
+            return None
+        if bias.ndim != 1:
             return None
         return self._op(aten.linear.default, x, weight.T.contiguous(), bias)
 
@@ -359,7 +406,8 @@ def _without_expansions(program: Program) -> Program:
 
     def broadcasts(reader: Op, op: Op) -> bool:
         pointwise = torch.Tag.pointwise in getattr(reader.target, "tags", ())
-        return pointwise and any(other is not op and other.shape == reader.shape for other in reader.inputs)
+        others = (other for other in reader.inputs if other.target is not aten.expand.default)
+        return pointwise and any(other.shape == reader.shape for other in others)
 
     def visit(builder: Builder, op: Op, new: Callable[[Op], Any]) -> Op:
         spare = op.target is aten.expand.default and len(op.inputs[0].sides) == len(op.sides)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
 import torch
@@ -15,12 +16,12 @@ from torch.fx import Graph, GraphModule, Node
 
 from ...errors import BadInput
 from .layouts import Layout, conversion, in_place, reads_swapped, stored
-from .program import Op, Program, aten, part, swap
+from .program import REDUCTIONS, Op, Program, aten, part, swap
 from .rearrange import Shape
 from .steps import MAX_RANK, Permute, Plan, Reshape, Slice
 
+_TABLES = "constants"
 ROWS, CHANNELS_FIRST = Layout.ROWS, Layout.CHANNELS_FIRST
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 
 
 class ChannelNorm(nn.Module):
@@ -34,6 +35,8 @@ class ChannelNorm(nn.Module):
         super().__init__()
         self.eps = eps
         self.scale: nn.Parameter | None = None
+        if scale is None and shift is not None:
+            scale = torch.ones_like(shift)
         if scale is not None:
             self.scale = nn.Parameter(scale.reshape(1, -1, 1, 1).clone())
             offset = torch.zeros_like(scale) if shift is None else shift
@@ -74,6 +77,9 @@ class _Emitter:
         self.layouts = layouts
         self.graph = Graph()
         self.root = nn.Module()
+        self.tables = nn.Module()  # constants, apart from the layers so that no name of theirs is taken
+        self.root.add_module(_TABLES, self.tables)
+        self.owners: dict[tuple[str, ...], tuple[nn.Module, str]] = {(): (self.root, "")}
         self.values: dict[tuple[Op, Layout], Node] = {}
         self.parts: dict[tuple[Op, int, Layout], Node] = {}
         self.constants: dict[tuple[Any, ...], Node] = {}
@@ -127,26 +133,28 @@ class _Emitter:
         if key not in self.constants:
             self.kept.append(tensor)
             stem = "_".join(filter(None, (*op.path.split("."), _role(op))))
-            name = next(n for i in range(len(self.constants) + 1) if not hasattr(self.root, n := f"{stem}{i or ''}"))
+            name = next(n for i in count() if not hasattr(self.tables, n := f"{stem}{i or ''}"))
             stored_as = _channels_first(tensor, op.sides) if layout is CHANNELS_FIRST and shape else tensor
-            self.root.register_buffer(name, stored_as.detach().clone())
-            self.constants[key] = self.graph.get_attr(name)
+            self.tables.register_buffer(name, stored_as.detach().clone())
+            self.constants[key] = self.graph.get_attr(f"{_TABLES}.{name}")
         return self.constants[key]
 
     def _module(self, module: nn.Module, path: str) -> str:
-        """Put a module where the layer it was stood, or beside it."""
-        owner: nn.Module = self.root
-        *owners, name = (path or "model").split(".")
-        for step in owners:
-            inner = getattr(owner, step, None)
-            if not isinstance(inner, nn.Module):
-                step = step if inner is None else f"{step}_"
-                inner = nn.Module()
-                owner.add_module(step, inner)
-            owner = inner
-        free = next(n for i in range(10**6) if not hasattr(owner, n := f"{name}_{i}" if i else name))
+        """Put a module where the layer it was stood, or beside it; return where."""
+        *above, name = (path or "model").split(".")
+        owner, where = self._owner(tuple(above))
+        free = _free(owner, name)
         owner.add_module(free, module)
-        return ".".join((*owners, free))
+        return f"{where}{free}"
+
+    def _owner(self, path: tuple[str, ...]) -> tuple[nn.Module, str]:
+        """The module that stands for a path of the model, and its own path with a dot behind it."""
+        if path not in self.owners:
+            above, where = self._owner(path[:-1])
+            inner, name = nn.Module(), _free(above, path[-1])
+            above.add_module(name, inner)
+            self.owners[path] = inner, f"{where}{name}."
+        return self.owners[path]
 
     # -- operations -----------------------------------------------------------------------------------------------
 
@@ -289,7 +297,7 @@ class _Emitter:
             args[1] = _axis(args[1], rank)
         elif op.target is aten.cat.default:
             args[1:] = [_axis(args[1] if len(args) > 1 else 0, rank)]
-        elif op.target in _REDUCTIONS:
+        elif op.target in REDUCTIONS:
             args[1] = sorted({_axis(axis, rank) for axis in args[1]})
         args = [self._argument(op, argument) for argument in args]
         kwargs = {key: self._argument(op, value) for key, value in op.kwargs.items()}
@@ -317,6 +325,11 @@ def _axis(axis: int, rank: int) -> int:
     """Where an axis of rows lies in (B, C, 1, S)."""
     axis %= rank
     return 0 if axis == 0 else 1 if axis == rank - 1 else 3
+
+
+def _free(owner: nn.Module, name: str) -> str:
+    """A name that a module has no use for yet."""
+    return next(n for i in count() if not hasattr(owner, n := f"{name}_{i}" if i else name))
 
 
 def _shapes(op: Op) -> list[Shape]:

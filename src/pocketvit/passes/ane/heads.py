@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import Builder, Op, Program, aten, mapped, part, rewrite
+from .program import REDUCTIONS, Builder, Op, Program, aten, mapped, part, rewrite
 from .projections import channel_axis, is_layer
 from .rearrange import Rearrangement, Unaligned
 
 _MOST_HEADS = 64
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 
 
 def split_heads(program: Program) -> Program:
@@ -59,6 +58,8 @@ def _region(softmax: Op, axis: int, readers: dict[Op, list[Op]]) -> _Region | No
                 return None
             continue
         if not _runs_per_head(op, axis):
+            return None
+        if not readers[op]:  # the result itself, which must stay whole
             return None
         region.axes[op] = axis
         for source in op.inputs:
@@ -114,7 +115,7 @@ def _runs_per_head(op: Op, axis: int) -> bool:
         return axis < len(op.sides) - len(op.args[1])
     if op.target is aten.matmul.default:
         return axis < len(op.sides) - 2
-    if op.target in _REDUCTIONS:
+    if op.target in REDUCTIONS:
         return axis not in [a % len(op.sides) for a in op.args[1]] and len(op.args) > 2 and op.args[2] is True
     if op.target is aten.linalg_vector_norm.default:
         kept = len(op.args) > 3 and op.args[3] is True
@@ -204,7 +205,7 @@ def _piece(
         args = (args[0], _lower(op.args[1], axis, len(op.sides)), *args[2:])
     elif op.target is aten.linalg_vector_norm.default:
         args = (*args[:2], [_lower(a, axis, len(op.sides)) for a in op.args[2]], *args[3:])
-    elif op.target in _REDUCTIONS:
+    elif op.target in REDUCTIONS:
         args = (args[0], [_lower(a, axis, len(op.sides)) for a in op.args[1]], *args[2:])
     elif op.target is aten.cat.default:
         args = (args[0], _lower(op.args[1] if len(op.args) > 1 else 0, axis, len(op.sides)))

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .program import Op, Program, aten, part, swap
+from .program import REDUCTIONS, Op, Program, aten, part, swap
 from .rearrange import Rearrangement, Shape, Unaligned
 from .steps import MAX_RANK, Plan, padded_bytes, plan
 
 _UNIT = 64  # bytes that the flow is counted in
 _PER_COPY = 4096  # bytes that one more transpose counts as, so that few large ones win over many small ones
+_ROUNDS = 8  # of cuts with other layouts for the moves that clash; two or three settle them
 _NEVER = 1 << 29  # units: more than any model moves
-_REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 
 
 class Layout(IntEnum):
@@ -95,7 +95,7 @@ def may_be_channels_first(op: Op) -> bool:
         return len(op.args[1]) == 1 and _is_divisible(op.args[2] if len(op.args) > 2 else None)
     if op.target is aten.softmax.int:
         return rank == 3 or op.args[1] % rank == 3
-    if op.target in _REDUCTIONS:
+    if op.target in REDUCTIONS:
         axes = {axis % rank for axis in op.args[1]}
         return len(op.args) > 2 and op.args[2] is True and (rank == 3 or axes in ({3}, {1, 2}))
     if op.target is aten.matmul.default:
@@ -113,7 +113,7 @@ def _fits(source: Op, op: Op) -> bool:
         return False
     if op.target in (aten.matmul.default, aten.cat.default, part) or len(op.sides) == 3:
         return True
-    return source.shape[1:3] in (op.sides[1:3], (1, 1)) or op.target in _REDUCTIONS
+    return source.shape[1:3] in (op.sides[1:3], (1, 1)) or op.target in REDUCTIONS
 
 
 def _is_divisible(scale: Tensor | None) -> bool:
@@ -141,17 +141,14 @@ def choose(program: Program, preference: Preference) -> dict[Op, Layout]:
     least = None
     for start in Layout:
         fixed: dict[Op, Layout] = {}
-        while True:
+        for _ in range(_ROUNDS):
             cut = _Cut(program, preference, fixed, start)
             found = cut.solve()
             total = cut.total(found)
             if least is None or total < least:
                 best, least = found, total
-            settled = {op: cut.suits(op, found) for op in cut.clashing}
-            if settled == cut.fixed or settled == fixed:
-                break
-            fixed = settled
-            if total > least:
+            fixed = {op: cut.suits(op, found) for op in cut.clashing}
+            if fixed == cut.fixed or total > least:
                 break
     return best
 
@@ -220,8 +217,8 @@ def least_traffic(program: Program) -> Traffic:
 
 
 def feeds_products(op: Op, readers: Mapping[Op, list[Op]]) -> bool:
-    """True where nothing but matrix products reads a value."""
-    return bool(readers[op]) and all(reader.target is aten.matmul.default for reader in readers[op])
+    """True where nothing but matrix products reads a matrix."""
+    return len(op.sides) > 1 and bool(readers[op]) and all(reader.target is aten.matmul.default for reader in readers[op])
 
 
 def swapped(wanted: Rearrangement) -> Rearrangement:

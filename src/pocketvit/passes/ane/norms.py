@@ -89,7 +89,9 @@ def _fold_once(program: Program, as_converters_do: bool) -> Program | None:
 def _affine(op: Op) -> tuple[Op, _Affine, int | None] | None:
     """What an operation scales and shifts, by what, and along which axis of it; None for an axis where by numbers."""
     if op.target is aten.batch_norm.default and isinstance(op.args[0], Op):
-        x, weight, bias, mean, var, _, _, eps, *_ = op.args
+        x, weight, bias, mean, var, training, _, eps, *_ = op.args
+        if training or mean is None:
+            return None
         scale = (var.double() + eps).rsqrt() * (1 if weight is None else weight.double())
         return x, _Affine(scale, (0 if bias is None else bias.double()) - mean.double() * scale), 1
     if op.target is aten.layer_norm.default and len(op.args[1]) == 1 and len(op.args) > 2 and op.args[2] is not None:
@@ -103,7 +105,10 @@ def _affine(op: Op) -> tuple[Op, _Affine, int | None] | None:
         x, factor = factor, x
     if not isinstance(x, Op) or isinstance(factor, Op) or x.shape != op.shape:
         return None
-    scale = torch.as_tensor(factor).double()
+    factor = torch.as_tensor(factor)
+    if factor.is_complex() or not op.dtype.is_floating_point or op.dtype != x.dtype:
+        return None
+    scale = factor.double()
     if op.target in _QUOTIENTS:
         scale = 1 / scale
     if scale.numel() == 1:
@@ -125,7 +130,9 @@ def _layer_before(x: Op, axis: int | None, affine: _Affine, readers: dict[Op, li
                 if axis is None:
                     return None
             x = x.args[0]
-        elif x.target is aten.matmul.default and axis is None and isinstance(x.args[0], Op):
+        elif x.target is aten.matmul.default and axis is None and x.args[0] is not x.args[1]:
+            if not isinstance(x.args[0], Op):
+                return None
             x = x.args[0]  # a number that scales a product may scale its first factor
         else:
             return None

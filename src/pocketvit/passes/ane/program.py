@@ -17,15 +17,17 @@ from .rearrange import Rearrangement, Shape
 from .steps import Permute, Plan, Reshape, Slice, plan
 
 aten = torch.ops.aten
+# of a value and its axes, which capture.py makes keep their places with one step
+REDUCTIONS = {aten.mean.dim, aten.sum.dim_IntList, aten.amax.default}
 
 
 @dataclass(eq=False, slots=True)
 class Op:
     """One operation.
 
-    target: a torch operator, `rearrange`, or None for the image. args: Ops, constant tensors, plain values and lists of
-    them. shape, dtype: of the result; no shape where that is several tensors. path: of the module it came from, "" for
-    the model's own code.
+    target: a torch operator, `rearrange`, or None for the image. args: Ops, constant tensors, plain values and lists
+    of them. shape, dtype: of the result; no shape where that is several tensors. path: of the module it came from, ""
+    for the model's own code.
     """
 
     target: Callable[..., Any] | None

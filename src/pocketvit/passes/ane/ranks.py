@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .program import Builder, Op, Program, rewrite
+from .program import REDUCTIONS, Builder, Op, Program, rewrite
 from .rearrange import Rearrangement, Shape
 from .steps import MAX_RANK
 
 
 def lower_ranks(program: Program) -> Program:
-    """Operations that go value by value, with as few axes as their operands' shapes allow where they have too many."""
+    """Sums and what goes value by value, with as few axes as their operands' shapes allow where they have too many."""
 
     def visit(builder: Builder, op: Op, new: Callable[[Op], Any]) -> Op:
-        pointwise = torch.Tag.pointwise in getattr(op.target, "tags", ())
-        if op.shape is None or len(op.shape) <= MAX_RANK or not pointwise:
+        if op.shape is None or len(op.shape) <= MAX_RANK:
+            return builder.again(op, new)
+        if op.target in REDUCTIONS and len(op.args) > 2 and op.args[2] is True:
+            return _reduced(builder, op, new)
+        if torch.Tag.pointwise not in getattr(op.target, "tags", ()):
             return builder.again(op, new)
         runs = _runs([shape for shape in map(_shape, op.args) if shape is not None], op.shape)
 
@@ -40,6 +43,22 @@ def lower_ranks(program: Program) -> Program:
         return builder.move(result, Rearrangement.identity(result.sides).reshape(op.sides), op.path)
 
     return rewrite(program, visit)
+
+
+def _reduced(builder: Builder, op: Op, new: Callable[[Op], Any]) -> Op:
+    """A sum, mean or maximum over runs of axes, each of which is one axis."""
+    x, axes = op.args[0], {axis % len(op.sides) for axis in op.args[1]}
+    runs: list[list[int]] = []
+    for axis in range(len(op.sides)):
+        if runs and (runs[-1][-1] in axes) == (axis in axes):
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    merged = [math.prod(x.sides[axis] for axis in run) for run in runs]
+    given = builder.move(new(x), Rearrangement.identity(x.sides).reshape(merged), op.path)
+    over = [place for place, run in enumerate(runs) if run[0] in axes]
+    result = builder.call(op.target, given, over, *op.args[2:], path=op.path, **op.kwargs)
+    return builder.move(result, Rearrangement.identity(result.sides).reshape(op.sides), op.path)
 
 
 def _shape(value: Any) -> Shape | None:

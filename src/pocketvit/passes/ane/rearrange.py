@@ -127,6 +127,8 @@ class Rearrangement:
         for side in self.shape:
             begin = at
             while side > 1:
+                if at == len(order):
+                    raise Unaligned
                 atom = atoms[order[at]]
                 if side % atom.length:
                     if atom.length % side:

@@ -47,7 +47,7 @@ def rewrite(program: Program, *, layouts: bool, heads: bool, norms: bool) -> Rew
         if moved.bytes <= most and moved.transposes <= limit.transposes:
             best = candidate
             break
-        if moved.bytes < best.traffic.bytes and candidate.program is not forms[0]:
+        if moved.bytes < best.traffic.bytes and (len(forms) == 1 or candidate.program is not forms[0]):
             best = candidate
     return emit(best.program, best.layouts, key_first=best.key_first)
 
