@@ -154,3 +154,25 @@ def test_it_is_refused(name: str) -> None:
     run, says = REFUSED[name]
     with pytest.raises(BadInput, match=rf"tiny cannot be rewritten: .*{says}.* as it was\."):
         capture(tiny(run, linear=nn.Linear(8, 8)))
+
+
+def test_a_head_of_zeros_hides_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of zeros agree with anything, so the check gives such a head weights."""
+    import pocketvit.passes.ane as package
+    from pocketvit.errors import CheckFailed
+
+    run, modules = ODD["a norm with a shift and no scale"]
+    model = tiny(run, **modules)
+    nn.init.zeros_(model.module.head.weight)
+    nn.init.zeros_(model.module.head.bias)
+    assert package.ane(model).name == "tiny+ane"
+
+    def wrong(program: object, **how: bool) -> nn.Module:
+        module = rewrite(program, **how)  # type: ignore[arg-type]
+        with torch.no_grad():
+            next(p for name, p in module.named_parameters() if "stem" in name).mul_(1.5)
+        return module
+
+    monkeypatch.setattr(package, "rewrite", wrong)
+    with pytest.raises(CheckFailed, match="differs from the model by"):
+        package.ane(model)

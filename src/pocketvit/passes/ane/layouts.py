@@ -218,7 +218,9 @@ def least_traffic(program: Program) -> Traffic:
 
 def feeds_products(op: Op, readers: Mapping[Op, list[Op]]) -> bool:
     """True where nothing but matrix products reads a matrix."""
-    return len(op.sides) > 1 and bool(readers[op]) and all(reader.target is aten.matmul.default for reader in readers[op])
+    return (
+        len(op.sides) > 1 and bool(readers[op]) and all(reader.target is aten.matmul.default for reader in readers[op])
+    )
 
 
 def swapped(wanted: Rearrangement) -> Rearrangement:
