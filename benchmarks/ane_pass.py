@@ -3,9 +3,9 @@
     python benchmarks/ane_pass.py [--out TABLE.csv] [--bench] [NAME ...]
 
 Each is audited before and after, held against the model it was, converted to Core ML and interpreted. Weights are
-random, with norm statistics as a trained model has them. With --bench the fp32 files of ONNX Runtime and OpenVINO are
-timed as well, original and rewritten in one interleaved run. A model that does not get through is a row with the
-reason. Rows that are in TABLE.csv already are kept: an interrupted run goes on.
+random, with norm statistics as a trained model has them. A model that does not get through is a row with the reason.
+With --bench the fp32 files of ONNX Runtime and OpenVINO are timed instead of converting, original and rewritten in one
+interleaved run. Rows that are in TABLE.csv already are kept: an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -129,9 +129,10 @@ def check(family: str, name: str, args: dict[str, Any], directory: Path, timed: 
                 f"rank_{when}": audited.highest_rank,
                 f"ops_{when}": audited.ops,
             }
-        row |= _converted(rewritten, images, expected, directory)
         if timed:
             row |= _timed(model, rewritten, images, expected, directory)
+        else:
+            row |= _converted(rewritten, images, expected, directory)
     except PocketvitError as e:
         row |= {"result": "failed", "detail": " ".join(str(e).split())[:300]}
     except (RuntimeError, ValueError, TypeError) as e:  # a model that cannot be built as asked is a row too
@@ -165,7 +166,7 @@ def _timed(
     model: Model, rewritten: Model, images: ProofImages, expected: np.ndarray, directory: Path
 ) -> dict[str, Any]:
     """How long the rewritten fp32 files take on a CPU, in times of the original's."""
-    ratios = {}
+    ratios: dict[str, Any] = {"result": "timed"}
     for target, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
         paths = []
         for which, one in (("original", model), ("rewritten", rewritten)):

@@ -191,6 +191,7 @@ def test_weights_are_folded_in_float64() -> None:
     assert not kinds(program)["batch_norm"]
 
 
+@pytest.mark.slow
 def test_levit_has_no_batch_norm_left() -> None:
     model = lively("levit_128s")
     assert kinds(capture(model))["batch_norm"] > 50

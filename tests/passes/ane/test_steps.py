@@ -34,14 +34,14 @@ def check_steps(r: Rearrangement, how: Plan, x: Tensor, wanted: Tensor) -> None:
     assert how.bytes == cost, f"{how} says {how.bytes} bytes, its steps move {cost}"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(16), *(pytest.param(s, marks=pytest.mark.slow) for s in range(16, 40))])
 def test_a_chain_of_high_rank_is_carried_out_in_rank_5(seed: int) -> None:
     r, x, wanted = chain(seed)
     check_steps(r, plan(r), x, wanted)
     assert torch.equal(rearrange(x, r), wanted)
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", [*range(16), *(pytest.param(s, marks=pytest.mark.slow) for s in range(16, 40))])
 def test_slices_are_carried_out_in_rank_5(seed: int) -> None:
     chance = random.Random(seed)
     sides = tuple(chance.choice((2, 3, 4, 6)) for _ in range(4))

@@ -16,6 +16,7 @@ from torch import Tensor
 from .program import REDUCTIONS, Builder, Op, Program, aten, mapped, part, rewrite
 from .projections import channel_axis, is_layer
 from .rearrange import Rearrangement, Unaligned
+from .steps import MAX_RANK
 
 _MOST_HEADS = 64
 
@@ -220,7 +221,7 @@ def _leaf(builder: Builder, value: Op, axis: int, head: int, new: Callable[[Op],
     if value.is_rearrangement and value.sides[axis] > 1:
         source, wanted = value.args
         along = _cut_axis(wanted, axis)
-        if along is not None:
+        if along is not None and len(source.sides) <= MAX_RANK:
             count = value.sides[axis]
             sizes = (source.sides[along] // count,) * count
             one = builder.call(part, new(source), along, sizes, index, path=value.path)
