@@ -1,9 +1,8 @@
-"""Models of a few lines with what is easily got wrong: each keeps its outputs with every combination of rewrites."""
+"""Models of a few lines with what is easily got wrong: each keeps its outputs with several combinations of rewrites."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -93,7 +92,7 @@ def test_outputs_stay(name: str) -> None:
     model = tiny(run, **modules)
     x = images(model)
     wanted = expected(model, x)
-    for layouts, heads, norms in product((True, False), repeat=3):
+    for layouts, heads, norms in ((True, True, True), (False, True, False), (True, False, False)):
         with torch.no_grad():
             found = rewrite(capture(model), layouts=layouts, heads=heads, norms=norms)(x)
         off = relative(found, wanted)
