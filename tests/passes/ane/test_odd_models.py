@@ -1,4 +1,4 @@
-"""Models of a few lines with what is easily got wrong: each keeps its outputs with several combinations of rewrites."""
+"""Models of a few lines with what is easily got wrong: each keeps its outputs, with several rewrites on and off."""
 
 from __future__ import annotations
 
