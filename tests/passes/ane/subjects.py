@@ -20,12 +20,13 @@ from pocketvit.passes.ane.capture import capture
 from pocketvit.passes.ane.program import Op, Program, evaluate
 from pocketvit.types import InputSpec
 
-FAMILIES = Path(__file__).parents[3] / "benchmarks" / "coreml_families.py"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @cache
-def _families() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("coreml_families", FAMILIES)
+def benchmark(name: str) -> ModuleType:
+    """A file of the benchmarks, which are scripts and no package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -42,7 +43,7 @@ def lively(name: str, **arguments: Any) -> Model:
     model = create(name, num_classes=10, **arguments)
     if _has_batch_norms(model.module):
         return replace(model, module=tiny(model.module).module)
-    return _families().lively(model, sample(open_data("photos"), model.spec, 1))
+    return benchmark("coreml_families").lively(model, sample(open_data("photos"), model.spec, 1))
 
 
 def _has_batch_norms(module: nn.Module) -> bool:

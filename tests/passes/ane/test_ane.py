@@ -23,8 +23,7 @@ from pocketvit.passes.ane.emit import Rewritten
 from pocketvit.passes.ane.positions import Position
 from pocketvit.passes.ane.rewriting import rewrite
 
-from .subjects import Attention, expected, images, lively, on_tokens, relative, tiny, tokens
-from .third_party_moat import ThirdPartyMoat
+from .subjects import Attention, benchmark, expected, images, lively, on_tokens, relative, tiny, tokens
 
 SWIN = {"depths": (2, 2), "embed_dim": 32, "num_heads": (2, 4), "img_size": 112, "window_size": 7}
 SUBJECTS: dict[str, Callable[[], Model]] = {
@@ -173,7 +172,7 @@ def test_a_rewrite_that_computes_something_else_is_not_taken(monkeypatch: pytest
 
 def moat(size: int, window: int) -> Model:
     torch.manual_seed(0)
-    return tiny(ThirdPartyMoat(window), (3, size, size))
+    return tiny(benchmark("third_party_moat").ThirdPartyMoat(window), (3, size, size))
 
 
 @pytest.mark.slow

@@ -12,14 +12,12 @@ from pocketvit.audits.ane import _exported
 from pocketvit.measure.ane.graph import OpRecord
 from pocketvit.models import Model, create
 from pocketvit.passes.ane.capture import capture
+from pocketvit.passes.ane.cut import Preference, _Cut, choose
 from pocketvit.passes.ane.emit import emit
 from pocketvit.passes.ane.heads import split_heads
 from pocketvit.passes.ane.layouts import (
     Layout,
-    Preference,
-    _Cut,
     arrangement,
-    choose,
     conversion,
     in_place,
     least_traffic,

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from .cut import Preference, choose
 from .emit import Rewritten, emit
 from .heads import split_heads
-from .layouts import Layout, Preference, Traffic, choose, feeds_products, least_traffic, rows, swapped, traffic
+from .layouts import Layout, Traffic, feeds_products, least_traffic, rows, swapped, traffic
 from .moves import merge_moves, share_cuts
 from .norms import fold_norms
 from .program import Builder, Op, Program, swap
