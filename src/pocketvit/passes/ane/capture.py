@@ -250,10 +250,8 @@ class _Reader:
         return self._do_permute(x, list(reversed(range(len(x.sides)))))
 
     def _do_movedim(self, x: Op, source: Any, destination: Any) -> Op:
-        order = torch.movedim(torch.empty([1] * len(x.sides)), source, destination)
-        assert order.ndim == len(x.sides)
-        marked = torch.empty(list(range(2, 2 + len(x.sides))), device="meta").movedim(source, destination)
-        return self._do_permute(x, [side - 2 for side in marked.shape])
+        numbered = torch.empty(list(range(len(x.sides))), device="meta")  # each axis as long as its number
+        return self._do_permute(x, numbered.movedim(source, destination).shape)
 
     def _do_unsqueeze(self, x: Op, axis: int) -> Op:
         axis %= len(x.sides) + 1

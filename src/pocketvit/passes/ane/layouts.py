@@ -50,8 +50,8 @@ def stored(shape: Shape, layout: Layout) -> Shape:
 def conversion(wanted: Rearrangement, before: Layout, after: Layout) -> Plan | None:
     """The steps of a move between two layouts; None where they cannot be taken at once."""
     try:
-        moved = arrangement(wanted.source, before).inverse().then(wanted)
-        return plan(moved.then(arrangement(wanted.shape, after)))
+        given = arrangement(wanted.source, before).inverse().then(wanted)
+        return plan(given.then(arrangement(wanted.shape, after)))
     except Unaligned:
         return None
 

@@ -53,7 +53,7 @@ def _fold_once(program: Program, as_converters_do: bool) -> Program | None:
         x, affine, axis = found
         if as_converters_do and (op.target is aten.layer_norm.default or x.target is not aten.conv2d.default):
             continue
-        layer = _layer_before(x, axis, affine, readers)
+        layer = _layer_before(x, axis, readers)
         if layer is not None and layer not in after and layer not in before:
             after[layer], gone[op] = affine, x
             continue
@@ -119,7 +119,7 @@ def _affine(op: Op) -> tuple[Op, _Affine, int | None] | None:
     return x, _Affine(scale.flatten(), torch.zeros(scale.numel(), dtype=torch.float64)), axis
 
 
-def _layer_before(x: Op, axis: int | None, affine: _Affine, readers: dict[Op, list[Op]]) -> Op | None:
+def _layer_before(x: Op, axis: int | None, readers: dict[Op, list[Op]]) -> Op | None:
     """The layer whose channels are the axis of x, where nothing else reads what lies between."""
     while len(readers[x]) == 1:
         if is_layer(x) or (x.target is aten.conv2d.default and isinstance(x.args[1], Tensor)):

@@ -36,15 +36,14 @@ def replace_positions(program: Program, position: Position, name: str) -> Progra
     biased = {op: bias for op in program.ops if (bias := _bias(op, readers)) is not None}
     if not biased:
         raise BadInput(f"{name} adds no relative position bias to its attention, so there is none to replace.")
-    values = {product: bias_op for bias_op in biased for product in _products(bias_op, readers)}
+    products = {product for op in biased for product in _products(op, readers)}
     if position is Position.LEPE:
         for op in biased:
             _side(op)
 
     def visit(builder: Builder, op: Op, new: Callable[[Op], Any]) -> Op:
         if op in biased:
-            scores = next(source for source in op.inputs)
-            bias = biased[op]
+            (scores,), bias = op.inputs, biased[op]
             if position is Position.SINGLE_HEAD:
                 shared = bias.mean(-3, keepdim=True)
                 return builder.call(op.target, new(scores), shared, path=op.path)
@@ -52,7 +51,7 @@ def replace_positions(program: Program, position: Position, name: str) -> Progra
             if not mask.any():
                 return new(scores)
             return builder.call(op.target, new(scores), mask, path=op.path)
-        if op in values and position is Position.LEPE:
+        if op in products and position is Position.LEPE:
             return _with_lepe(builder, op, new)
         return builder.again(op, new)
 
