@@ -22,7 +22,7 @@ import torch
 from pocketvit import torchvision_repair  # noqa: F401  (before timm)
 from pocketvit.measure.environment import environment
 from pocketvit.models import create, deployable
-from pocketvit.targets._torch_program import capture
+from pocketvit.models.graph import capture
 from pocketvit.targets.coreml.arithmetic import Arithmetic
 from pocketvit.targets.coreml.convert import convert
 from pocketvit.targets.coreml.interpreter import Interpreter

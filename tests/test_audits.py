@@ -15,7 +15,7 @@ from pocketvit.errors import BadInput, CheckFailed
 from pocketvit.measure.ane.audit import audit
 from pocketvit.measure.ane.torch_graph import torch_records
 from pocketvit.models import Model, create, deployable
-from pocketvit.targets._torch_program import capture
+from pocketvit.models.graph import capture
 from pocketvit.targets.coreml.convert import convert as convert_package
 from pocketvit.targets.coreml.package import read_package
 from pocketvit.targets.coreml.program import read_program

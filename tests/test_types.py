@@ -66,7 +66,7 @@ def test_row_round_trips_through_json_with_infinities() -> None:
 
 def test_plain_knows_every_kind_of_value(metadata: Artifact) -> None:
     value = {"a": (1, float("nan")), "b": Path("x"), "c": Precision.FP32, "d": metadata.quantized}
-    assert plain(value) == {"a": [1, "nan"], "b": "x", "c": "fp32", "d": {"layers": 3, "of": 4}}
+    assert plain(value) == {"a": [1, "nan"], "b": "x", "c": "fp32", "d": {"layers": 3, "of": 4, "kept": {}}}
 
 
 def test_every_precision_is_made_by_some_target_and_has_a_floor() -> None:

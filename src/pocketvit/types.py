@@ -32,11 +32,13 @@ class Precision(StrEnum):
     W8 = "w8"  # 8-bit weights, float activations
     W8A8 = "w8a8"  # 8-bit weights and activations, ranges calibrated on images
     W8A8_DYNAMIC = "w8a8-dynamic"  # 8-bit weights, activation ranges taken at run time
+    W4 = "w4"  # 4-bit weights in groups or palettes, float activations unless the target's words say otherwise
+    INTEGER = "integer-only"  # integers from the quantized image to the logits (I-ViT, arXiv 2207.01405)
 
     @property
     def is_quantized(self) -> bool:
         """True where weights are stored as integers."""
-        return self.value.startswith("w")
+        return self.value.startswith("w") or self is Precision.INTEGER
 
     @property
     def floor_db(self) -> float:
@@ -45,7 +47,8 @@ class Precision(StrEnum):
         One rounding to p mantissa bits leaves 6.02 (p + 1) dB: 144 for fp32, 66 for fp16, 48 for bf16; 8-bit
         integers scaled to their range leave about 40. A network loses some of that on the way to the logits: fp32
         keeps 80 (a wrong epsilon or GELU shows at 60 and below), fp16 40, bf16 25, 8-bit weights 20 and 8-bit
-        activations 10 (below that the noise starts to change the top class; the accuracy beside it decides).
+        activations 10 (below that the noise starts to change the top class; the accuracy beside it decides). 4-bit
+        weights leave about 20 dB in one layer; 6 are kept for the network.
         """
         return _FLOOR_DB[self]
 
@@ -57,7 +60,36 @@ _FLOOR_DB = {
     Precision.W8: 20.0,
     Precision.W8A8: 10.0,
     Precision.W8A8_DYNAMIC: 10.0,
+    Precision.W4: 6.0,
+    Precision.INTEGER: 10.0,
 }
+
+
+class Calibrator(StrEnum):
+    """How the range of an activation is chosen from what calibration images showed of it."""
+
+    MINMAX = "minmax"  # everything seen
+    PERCENTILE = "percentile"  # all but the outermost values
+    MSE = "mse"  # the least squared error after rounding
+    ENTROPY = "entropy"  # the least Kullback-Leibler divergence from the values seen
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantization:
+    """How a file is quantized, the same for every target.
+
+    keep: layers that stay float, by the module that holds their weight ("blocks.0.attn.qkv"). calibrator: None for the
+    target's first. group_size: how many 4-bit weights of a row share one scale.
+    """
+
+    keep: tuple[str, ...] = ()
+    calibrator: Calibrator | None = None
+    group_size: int = 32
+
+    def __post_init__(self) -> None:
+        """Refuse a group that no format can hold."""
+        if self.group_size < 16 or self.group_size & (self.group_size - 1):
+            raise BadInput(f"group_size must be a power of two from 16 on, not {self.group_size}.")
 
 
 class Evidence(StrEnum):
@@ -102,10 +134,14 @@ class Golden:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantized:
-    """How many weight-carrying layers (convolution, linear, matmul with a constant) were quantized, of how many."""
+    """How many weight-carrying layers (convolution, linear, matmul with a constant) were quantized, of how many.
+
+    kept: why each of the others stayed float, by the module that holds its weight.
+    """
 
     layers: int
     of: int
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.layers}/{self.of}"
@@ -128,6 +164,7 @@ class Artifact:
     golden: Golden
     weights_sha256: str
     quantized: Quantized | None = None
+    quantization: Quantization = Quantization()
     made_with: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -157,7 +194,8 @@ class Artifact:
                     logits=tuple(tuple(map(float, row)) for row in golden["logits"]),
                 ),
                 weights_sha256=str(raw["weights_sha256"]),
-                quantized=Quantized(**raw["quantized"]) if raw["quantized"] else None,
+                quantized=_quantized(raw["quantized"]),
+                quantization=_quantization(raw.get("quantization")),
                 made_with={str(k): str(v) for k, v in raw["made_with"].items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
@@ -167,6 +205,25 @@ class Artifact:
     def display_name(self) -> str:
         """Target, precision and model, for tables; says UNTRAINED where the weights are random."""
         return f"{self.target}:{self.precision} {self.model}{'' if self.trained else ' (UNTRAINED)'}"
+
+
+def _quantized(raw: Mapping[str, Any] | None) -> Quantized | None:
+    if raw is None:
+        return None
+    kept = {str(name): str(why) for name, why in raw.get("kept", {}).items()}
+    return Quantized(layers=int(raw["layers"]), of=int(raw["of"]), kept=kept)
+
+
+def _quantization(raw: Mapping[str, Any] | None) -> Quantization:
+    """Older files say nothing."""
+    if raw is None:
+        return Quantization()
+    calibrator = raw["calibrator"]
+    return Quantization(
+        keep=tuple(map(str, raw["keep"])),
+        calibrator=None if calibrator is None else Calibrator(calibrator),
+        group_size=int(raw["group_size"]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

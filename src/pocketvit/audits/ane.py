@@ -107,7 +107,7 @@ def _check_sizes(sizes: Sequence[int]) -> None:
 
 
 def _exported(model: Model) -> tuple[OpRecord, ...]:
-    from ..targets._torch_program import capture
+    from ..models.graph import capture
 
     try:
         program = capture(deployable(model), model.spec)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import files as disk
 from ..errors import BadInput, CheckFailed, PocketvitError
 from ..registry import Registry, close_matches
-from ..types import Artifact, InputSpec, Precision, Runner
+from ..types import Artifact, Calibrator, InputSpec, Precision, Runner
 from ._no_telemetry import no_telemetry
 from ._reading import NotOurs as NotOurs
 
@@ -46,6 +46,8 @@ class Target:
     check what is asked first. files: all that make up a path, the path itself first. interpreted: its own runtime
     does not exist on this machine, so the file is interpreted. foreign: opens a file of this
     format that pocketvit did not write, with the mean, std and resize rule it was made for if its user knows them.
+    calibrators: how it can choose the range of an activation, its own default first. Layers named in
+    draft.quantization.keep stay float, and `write` says in Quantized.kept why any layer did.
     prove: shows that the file's content is the module's, given images (N, C, H, W) and the module's logits; returns
     what was proven in a sentence, raises CheckFailed.
     """
@@ -59,6 +61,7 @@ class Target:
     open: Callable[[Artifact, int], Runner]
     embedded: Callable[[Path], str]
     files: Callable[[Path], list[Path]] = just_the_file
+    calibrators: tuple[Calibrator, ...] = ()
     interpreted: bool = False
     foreign: Callable[[Path, int, InputSpec | None], Runner] | None = None
     prove: Callable[[Artifact, nn.Module, NDArray[np.float32], NDArray[np.float32]], str] | None = None
@@ -89,6 +92,7 @@ class Target:
         check_claims(draft)
         self._check_new(draft)
         self._check_calibration(draft, calibration)
+        self._check_quantization(module, draft)
         versions = {name: _version(name) for name in self.packages}
         draft = dataclasses.replace(draft, made_with={**draft.made_with, **versions})
         try:
@@ -176,6 +180,32 @@ class Target:
             raise BadInput(
                 f"Calibration images are {calibration.shape[1:]}, but {draft.model} takes {draft.spec.size}."
             )
+        low, high = float(calibration.min()), float(calibration.max())
+        if not (low >= 0 and high <= 1):  # not a number is neither
+            raise BadInput(
+                f"Calibration images run from {low:.3g} to {high:.3g}; give RGB in [0, 1], as the normalisation is "
+                "inside the model."
+            )
+        if low == high:
+            raise BadInput(f"Every pixel of the calibration images is {low:g}; ranges can only be set on real images.")
+
+    def _check_quantization(self, module: nn.Module, draft: Artifact) -> None:
+        wanted = draft.quantization
+        chosen = wanted.calibrator if draft.precision is Precision.W8A8 else None
+        if chosen is not None and chosen not in self.calibrators:
+            known = ", ".join(self.calibrators) or "none to choose from"
+            raise BadInput(f"{self.name} has no calibrator {chosen}; it has {known}.")
+        if not draft.precision.is_quantized:
+            return
+        if kind := quantized_already(module):
+            raise BadInput(f"{draft.model} is quantized already (it holds {kind}); export the float model.")
+        if wanted.keep:
+            from ..models.graph import capture, layers
+
+            names = {layer.name for layer in layers(capture(module, draft.spec))}
+            for name in wanted.keep:
+                if name not in names:
+                    raise BadInput(f"{draft.model} has no layer {name!r} to keep float.{close_matches(name, names)}")
 
     def _check_present(self, path: Path) -> None:
         for part in self.files(path):
@@ -186,6 +216,20 @@ class Target:
 
 
 TARGETS: Registry[Target] = Registry("target", "pocketvit.targets")
+
+
+def quantized_already(module: nn.Module) -> str | None:
+    """The kind of integer weights a module holds, None for a float model."""
+    import torch
+
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, torch.Tensor):  # packed parameters of PyTorch's own int8 layers
+            return f"packed parameters in {name}"
+        if type(tensor.data) not in (torch.Tensor, torch.nn.Parameter) and "torchao" in type(tensor.data).__module__:
+            return type(tensor.data).__name__
+        if tensor.is_quantized or (tensor.dtype in (torch.int8, torch.uint8) and name.endswith("weight")):
+            return f"{tensor.dtype} weights in {name}"
+    return None
 
 
 def target_of(path: Path) -> Target:

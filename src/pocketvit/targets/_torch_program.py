@@ -8,23 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..models.graph import KEEPS_WEIGHTS, LAYERS, capture, operator
 from ..types import InputSpec, Quantized
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
-# operators that may carry weights, and which of their arguments could be one
-_LAYERS = {
-    "linear": (1,), "convolution": (1,), "conv1d": (1,), "conv2d": (1,), "conv_transpose2d": (1,),
-    "mm": (0, 1), "bmm": (0, 1), "matmul": (0, 1), "addmm": (1, 2),
-}  # fmt: skip
-_KEEPS_WEIGHTS = {
-    "permute", "permute_copy", "transpose", "t", "t_copy", "view", "view_copy", "reshape", "unsqueeze",
-    "unsqueeze_copy", "squeeze", "squeeze_copy", "expand", "expand_copy", "clone", "_clone_dim_order", "_to_copy",
-}  # fmt: skip
 _BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training"}
 
 
@@ -45,12 +36,6 @@ def cast(module: nn.Module, dtype: str) -> nn.Module:
     """Return a copy of `module` with weights and arithmetic in `dtype` (float16, bfloat16)."""
     kind = getattr(torch, dtype)
     return Cast(copy.deepcopy(module).to(kind), kind).eval()
-
-
-def capture(module: nn.Module, spec: InputSpec) -> ExportedProgram:
-    """Export `module` for one image of the spec's size."""
-    with torch.no_grad():
-        return torch.export.export(module, (torch.zeros(1, *spec.size),))
 
 
 def quantize(
@@ -79,9 +64,9 @@ def _shield_shared_convolutions(module: torch.fx.GraphModule) -> None:
     torchao folds a norm into the convolution before it without asking who else reads that, and would normalise the
     shortcut of a block that starts with a norm (MOAT's). It does not look through a copy, which backends drop.
     """
-    for norm in [node for node in module.graph.nodes if _name(node) in _BATCH_NORMS]:
+    for norm in [node for node in module.graph.nodes if operator(node) in _BATCH_NORMS]:
         before = norm.args[0]
-        if _name(before).startswith("conv") and len(before.users) > 1:
+        if operator(before).startswith("conv") and len(before.users) > 1:
             with module.graph.inserting_after(before):
                 copied = module.graph.call_function(torch.ops.aten.clone.default, (before,))
             copied.meta = {"val": before.meta["val"]}  # not where it came from, or it would count as the convolution's
@@ -102,7 +87,7 @@ def count_quantized(program: ExportedProgram) -> Quantized:
     images = set(program.graph_signature.user_inputs)
     kinds = []
     for node in program.graph.nodes:
-        operands = [node.args[i] for i in _LAYERS.get(_name(node), ())]
+        operands = [node.args[i] for i in LAYERS.get(operator(node), ())]
         stored = [kind for operand in operands if (kind := _stored(operand, images)) is not None]
         kinds += [any(stored)] if stored else []
     return Quantized(layers=sum(kinds), of=len(kinds))
@@ -112,18 +97,12 @@ def _stored(argument: Any, images: set[str]) -> bool | None:
     """Whether a constant is stored as integers (behind a dequantize); None for an activation."""
     integer = False
     while isinstance(argument, torch.fx.Node) and argument.op == "call_function":
-        name = _name(argument)
+        name = operator(argument)
         if name.startswith("dequantize_per_"):
             integer = True
-        elif name not in _KEEPS_WEIGHTS:
+        elif name not in KEEPS_WEIGHTS:
             return None
         argument = argument.args[0]
     if not isinstance(argument, torch.fx.Node) or argument.name in images:
         return None
     return integer
-
-
-def _name(node: Node) -> str:
-    """Operator name without namespace and overload ('aten.linear.default' -> 'linear'); empty for a placeholder."""
-    schema = getattr(node.target, "_schema", None)
-    return "" if schema is None else schema.name.split("::")[-1]

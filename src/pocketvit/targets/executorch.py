@@ -30,7 +30,7 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    from ._torch_program import capture
+    from ..models.graph import capture
 
     program = capture(module, draft.spec)
     if draft.precision.is_quantized:

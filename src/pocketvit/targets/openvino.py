@@ -35,7 +35,7 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     """Convert the torch.export program, quantize with NNCF where asked, save .xml and .bin."""
     import openvino
 
-    from ._torch_program import capture
+    from ..models.graph import capture
 
     program = capture(module, draft.spec)
 

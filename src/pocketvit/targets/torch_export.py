@@ -25,7 +25,8 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     """Export, quantize with PT2E where asked, strip what is not the network, save."""
     import torch
 
-    from ._torch_program import capture, cast, count_quantized
+    from ..models.graph import capture
+    from ._torch_program import cast, count_quantized
 
     if draft.precision.is_quantized:
         program = _quantize(module, draft, calibration)

@@ -14,7 +14,7 @@ from torch import nn
 from pocketvit.errors import CheckFailed
 from pocketvit.measure.ane.torch_graph import torch_records
 from pocketvit.models import create, deployable
-from pocketvit.targets._torch_program import capture
+from pocketvit.models.graph import capture
 
 from .modules import Attention, Norm1d, export, records
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from pocketvit import torchvision_repair  # noqa: F401  (before timm)
 from pocketvit.errors import CheckFailed
+from pocketvit.models.graph import capture
 from pocketvit.targets import TARGETS, read_artifact
-from pocketvit.targets._torch_program import capture
 from pocketvit.targets.coreml.interpreter import Interpreter
 from pocketvit.targets.coreml.likeness import differences
 from pocketvit.targets.coreml.package import read_package

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
     """Convert the torch.export program to an ML program, quantize weights where asked, save and seal the package."""
-    from .._torch_program import capture
+    from ...models.graph import capture
     from .convert import convert, describe, layers
     from .package import read_package
     from .program import read_program

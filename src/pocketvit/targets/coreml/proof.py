@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ...errors import CheckFailed
+from ...models.graph import capture
 from ...types import Artifact, Precision
-from .._torch_program import capture
 from .convert import convert
 from .interpreter import Interpreter
 from .likeness import differences
