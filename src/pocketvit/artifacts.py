@@ -20,7 +20,20 @@ from .measure.latency import interleave
 from .models import EagerRunner, Model, create, deployable, weights_sha256
 from .recipe import parse_export, parse_precision
 from .targets import TARGETS, NotOurs, read_artifact, target_of
-from .types import Accuracy, Agreement, Artifact, InputSpec, Latency, OpTime, Precision, Progress, Runner, silent
+from .types import (
+    Accuracy,
+    Agreement,
+    Artifact,
+    Evidence,
+    InputSpec,
+    Latency,
+    OpTime,
+    Precision,
+    Progress,
+    Quantization,
+    Runner,
+    silent,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -65,6 +78,18 @@ class Verification:
         if self.failures:
             return f"failed: {self.failures[0]}"
         return f"ok (floor {self.artifact.precision.floor_db:.0f} dB)"
+
+    @property
+    def described(self) -> str:
+        """The outcome in words with its numbers."""
+        if self.failures:
+            return self.sentence
+        same = round(self.agreement.top1 * self.agreement.images)
+        known = "" if self.agreement.evidence is Evidence.MEASURED else f", {self.agreement.evidence}"
+        return (
+            f"{self.sentence}: {self.agreement.sqnr_db:.1f} dB, same class on {same} of {self.agreement.images} images"
+            f"{known}"
+        )
 
 
 def proof_images(
@@ -121,11 +146,13 @@ def export(
     images: ProofImages | None = None,
     reference: NDArray[np.float32] | None = None,
     threads: int = 2,
+    quantization: Quantization = Quantization(),
 ) -> Verification:
     """Write `model` to `path` for `target`, reload it from disk and prove it; only a proven file stays.
 
     images: real images to calibrate and verify with; crops of two photographs when not given. reference: what
-    `reference_logits` gave for images.verification, to compute it once for several files. Raises BadInput before any
+    `reference_logits` gave for images.verification, to compute it once for several files. quantization: layers to keep
+    float, calibrator, group size. Raises BadInput before any
     work for a target, precision, suffix or path that cannot be, CheckFailed when the model cannot be converted or the
     file does not hold up, with the number; nothing is left behind then.
     """
@@ -151,6 +178,7 @@ def export(
             spec=model.spec,
             golden=make_golden(images.verification[:shown], reference[:shown]),
             weights_sha256=weights_sha256(model.module),
+            quantization=quantization,
             made_with=environment.versions(),
         )
         chosen.export(deployable(model), draft, images.calibration)

@@ -53,7 +53,6 @@ def run(recipe: Recipe | Path | str, out: Path | str | None = None, progress: Pr
     with RunDirectory(out, progress).open() as directory:
         stages: list[Stage] = []
         model, weights, training = _trained(recipe, splits, directory, stages)
-        model = apply(model, passes)
         images = draw_proof(
             model.spec,
             splits.train,
@@ -61,6 +60,7 @@ def run(recipe: Recipe | Path | str, out: Path | str | None = None, progress: Pr
             calibration=recipe.calibration_images,
             verification=recipe.verify_images,
         )
+        model = apply(model, passes, images=images.calibration)
         depends = {
             "model": [recipe.model, model.name, model.spec, model.trained],
             "weights": weights,

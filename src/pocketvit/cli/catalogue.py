@@ -57,6 +57,7 @@ def models(
     ] = None,
     min_top1: MinTop1 = None,
     all_: Annotated[bool, typer.Option("--all", help="List every match, not only the first.")] = False,
+    ours: Annotated[bool, typer.Option("--ours", help="The trained checkpoints that ship with pocketvit.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """List the models that can be named: what each costs, and how good the weights to be had for it are.
@@ -65,8 +66,12 @@ def models(
     for the weights named, at px or at the size after @.
 
     Example: pocketvit models '*vit*' --max-params 10e6 --min-top1 75 --sort top1
+
+    Example: pocketvit models --ours
     """
     with session("models", as_json) as out:
+        if ours:
+            _ours(out, pattern)
         from ..report.catalogue_table import models_table
 
         most = {"params": _positive("--max-params", max_params), "macs": _positive("--max-macs", max_macs)}
@@ -84,6 +89,30 @@ def models(
         if not found:
             lines.append(f"None of the {len(matching)} models that match is known to keep these limits.")
         out.finish([_document(model) for model in found], *lines, ok=bool(found))
+
+
+def _ours(out: Session, pattern: str) -> NoReturn:
+    """The trained checkpoints in the package; every command takes their names."""
+    from rich import box
+    from rich.table import Table
+
+    from ..packaged import packaged
+
+    found = [one for name, one in packaged().items() if fnmatchcase(name, pattern)]
+    if not found:
+        raise BadInput(f"No packaged checkpoint matches {pattern!r}; pocketvit models --ours lists all.")
+    table = Table("checkpoint", "parameters", "file", "top-1", "of", box=box.SIMPLE_HEAD, pad_edge=False)
+    for one in found:
+        table.add_row(
+            one.name,
+            f"{one.params / 1e6:.2f} M",
+            f"{one.size_bytes / 1e6:.2f} MB",
+            f"{one.top1:.2%}",
+            f"{one.images} test images of {one.data}",
+        )
+    note = f"Measured with the weights as stored. Each has a model card: {found[0].path.parent}/NAME/README.md"
+    out.finish([plain(one) for one in found], table, note)
+    raise AssertionError  # finish leaves
 
 
 @app.command()

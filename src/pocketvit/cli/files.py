@@ -1,15 +1,14 @@
-"""Commands about exported files: export, verify, eval, bench."""
+"""Commands about exported files: verify, eval, bench."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import BadInput, PocketvitError
-from ..types import Evidence, Runner
+from ..errors import BadInput
+from ..types import Runner
 from . import app
 from .options import (
     ANY_HELP,
@@ -28,85 +27,7 @@ from .options import (
 from .session import session
 
 if TYPE_CHECKING:
-    from ..artifacts import Verification
-
-
-@app.command()
-def export(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-    to: Annotated[list[str], typer.Option("--to", metavar="TARGET[:PRECISION]", help="Repeatable; fp32 if left out.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Directory for the files.")] = Path("exported"),
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file itself, with a single --to.")] = None,
-    passes: Passes = None,
-    data: Data = "photos",
-    strict: Strict = False,
-    pretrained: Pretrained = False,
-    threads: Threads = 2,
-    as_json: AsJson = False,
-) -> None:
-    """Convert a model to files, reload each from disk, and prove it against the model on real images.
-
-    Example: pocketvit export my_vit --to onnx:w8a8-dynamic --to coreml:fp16 --data folder:photos
-
-    Example: pocketvit export my_vit --to coreml:fp16 --pass ane
-    """
-    with session("export", as_json) as out:
-        from rich.markup import escape
-
-        from ..artifacts import check_export, proof_images, reference_logits
-        from ..artifacts import export as run_export
-        from ..files import size_bytes
-        from ..models import create
-        from ..passes import apply, parse_passes, same_function
-        from ..targets import TARGETS
-
-        if output is not None and len(to) != 1:
-            raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
-        configs = parse_passes(passes or [], "--pass")
-        name = "+".join([model.rstrip("/"), *(re.sub(r"[:=,]", "-", text) for text in passes or [])])
-        jobs = [check_export(text, out_dir, output, name) for text in to]
-        original = create(model, pretrained=pretrained)
-        images = proof_images(original.spec, data, strict=strict, progress=out.progress)
-        made_from = apply(original, configs)
-        # a rewrite must give what the model gave before it
-        expected = original if same_function(configs) else made_from
-        reference = reference_logits(expected, images.verification, threads)
-        document: list[dict[str, Any]] = []
-        skipped = f" ({images.skipped} unreadable ones skipped)" if images.skipped else ""
-        proven = f"proven on {len(images.verification)} images of {escape(data)}{skipped}"
-        lines = [f"[bold]{escape(made_from.display_name)}[/bold], {proven}"]
-        for done, (target, precision, path) in enumerate(jobs):
-            out.progress("export", done, len(jobs))
-            try:
-                found = run_export(
-                    made_from, target.name, path, precision, images=images, reference=reference, threads=threads
-                )
-            except PocketvitError as e:
-                if isinstance(e, BadInput):
-                    raise
-                document.append({"target": target.name, "precision": precision, "ok": False, "check": f"failed: {e}"})
-                lines.append(f"  [red]failed[/red] {escape(str(e))}")
-                continue
-            size = size_bytes(TARGETS.get(target.name).files(path))
-            document.append(
-                {
-                    "target": target.name,
-                    "precision": precision,
-                    "ok": True,
-                    "file": path,
-                    "size_bytes": size,
-                    "quantized": found.artifact.quantized,
-                    "agreement": found.agreement,
-                    "check": found.sentence,
-                }
-            )
-            layers = f", {found.artifact.quantized} layers quantized" if found.artifact.quantized else ""
-            lines.append(f"  {escape(str(path))}  {size / 1e6:.2f} MB{layers}  {escape(_outcome(found))}")
-        out.finish(
-            {"model": made_from.name, "trained": made_from.trained, "skipped": images.skipped, "files": document},
-            *lines,
-            ok=all(entry["ok"] for entry in document),
-        )
+    pass
 
 
 @app.command()
@@ -142,10 +63,12 @@ def verify(
                 f"{artifact} was not made by pocketvit, so there is nothing to hold it against; `pocketvit eval` "
                 "scores it."
             ) from e
-        model = apply(create(against, pretrained=pretrained), parse_passes(passes or [], "--pass"))
-        images = proof_images(model.spec, data, strict=strict, progress=out.progress)
+        configs = parse_passes(passes or [], "--pass")
+        original = create(against, pretrained=pretrained)
+        images = proof_images(original.spec, data, strict=strict, progress=out.progress)
+        model = apply(original, configs, images=images.calibration)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
-        lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(_outcome(found))}"]
+        lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(found.described)}"]
         numbers, worst = found.agreement, images.names[found.agreement.worst_image]
         lines += [
             f"  cosine {numbers.cosine:.6f}, largest error {numbers.max_abs_error:.2e} on {escape(worst)}, "
@@ -293,15 +216,3 @@ def _matched(loaded: Runner, ordered: Runner, labels: tuple[str, ...]) -> str:
     if differ is None:
         return ""
     return f"classes matched by position ({differ[0]!r} in the model is {differ[1]!r} in the data)"
-
-
-def _outcome(found: Verification) -> str:
-    """The outcome of a verification with its numbers."""
-    if found.failures:
-        return found.sentence
-    same = round(found.agreement.top1 * found.agreement.images)
-    known = "" if found.agreement.evidence is Evidence.MEASURED else f", {found.agreement.evidence}"
-    return (
-        f"{found.sentence}: {found.agreement.sqnr_db:.1f} dB, same class on {same} of {found.agreement.images} images"
-        f"{known}"
-    )

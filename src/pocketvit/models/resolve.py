@@ -1,4 +1,4 @@
-"""From a name to a model: timm names, NAME@weights.safetensors, checkpoint directories, hf:org/name."""
+"""From a name to a model: timm names, packaged checkpoints, NAME@weights.safetensors, directories, hf:org/name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import torchvision_repair  # noqa: F401
 from ..errors import BadInput
 from ..hub import from_hub
+from ..packaged import packaged
 from ..registry import close_matches
 from ..types import InputSpec
 from .checkpoint import WEIGHTS, load_strictly, read_config, read_weights, weights_sha256
@@ -34,9 +35,10 @@ def create(
     """Create a classifier.
 
     name: a timm architecture (weights random unless `pretrained`), `architecture@weights.safetensors`, a checkpoint
-    directory in timm's layout, or `hf:org/name` (also `hf:DIRECTORY`; needs the extra 'hf'). num_classes: where it is
-    not what the weights have, the head is new and random, and the model untrained. labels name the classes. seed
-    decides all that is random. model_args go to timm's constructor (img_size, patch_size, drop_path_rate...); img_size
+    directory in timm's layout, the name of one that ships (`pocketvit models --ours`), or `hf:org/name` (also
+    `hf:DIRECTORY`; needs the extra 'hf'). num_classes: where it is not what the weights have, the head is new and
+    random, and the model untrained. labels name the classes. seed decides all that is random. model_args go to timm's
+    constructor (img_size, patch_size, drop_path_rate...); img_size
     also sets the input size of a model that takes any.
 
     Raises BadInput for an unknown name (with close matches), weights that are missing, extra or misshapen, a pickle
@@ -63,6 +65,8 @@ def _create(name: str, pretrained: bool, num_classes: int | None, model_args: di
         return create_huggingface(name)
     if Path(name).is_dir():
         return _from_directory(Path(name), num_classes, model_args)
+    if name in packaged():
+        return _from_directory(packaged()[name].path, num_classes, model_args)
     if "@" in name:
         architecture, _, weights = name.partition("@")
         return _from_weights_file(architecture, Path(weights), num_classes, model_args)

@@ -1,0 +1,16 @@
+"""Quantized files that keep their accuracy: the calibrator that measures best, the layers that must stay float."""
+
+from .budgeted import Budgeted, Labelled, check_drop, export_within, labelled
+from .calibrators import measured_calibrators
+from .files import Outcome, export_files
+
+__all__ = [
+    "Budgeted",
+    "Labelled",
+    "Outcome",
+    "check_drop",
+    "export_files",
+    "export_within",
+    "labelled",
+    "measured_calibrators",
+]
