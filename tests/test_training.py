@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from PIL import Image
 from pocketvit import training
 from pocketvit.errors import BadInput
 from pocketvit.models import create, save, weights_sha256
-from pocketvit.training import train_checkpoint
+from pocketvit.train import Distillation
+from pocketvit.training import QAT, QAT_SETTINGS, read_settings, train_checkpoint
+from pocketvit.types import Precision
 
 NAME = "pocket_deit_patch4_32"
 SMALL = {"patch_size": 8, "depth": 1, "embed_dim": 48, "num_heads": 2}
@@ -37,8 +40,6 @@ def colours(tmp_path: Path) -> str:
 @pytest.fixture
 def ten(tmp_path: Path) -> Path:
     """A checkpoint of ten classes that counts as trained."""
-    import dataclasses
-
     untrained = create(NAME, num_classes=10, labels=tuple("abcdefghij"), **SMALL)
     save(dataclasses.replace(untrained, trained=True), tmp_path / "ten")
     return tmp_path / "ten"
@@ -124,3 +125,99 @@ def test_an_empty_or_absent_directory_passes_and_nothing_is_left_by_a_refusal(tm
 
 def test_what_follows_from_other_options_is_no_model_argument(tmp_path: Path) -> None:
     refused(tmp_path / "out", "--arg num_classes is not for the model's constructor", arguments=("num_classes=3",))
+
+
+# quantization-aware training
+
+SHORT = "epochs=2 batch_size=8 lr=0.01 threads=1".split()
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> str:
+    """A checkpoint of the three colours that counts as trained."""
+    untrained = create(NAME, num_classes=3, labels=("blue", "green", "red"), **SMALL)
+    save(dataclasses.replace(untrained, trained=True), tmp_path / "three")
+    return str(tmp_path / "three")
+
+
+@pytest.mark.parametrize("precision", QAT)
+def test_a_checkpoint_learns_to_be_rounded(precision: Precision, three: str, colours: str, tmp_path: Path) -> None:
+    if precision is Precision.INTEGER:
+        pytest.importorskip("pocketvit.passes.ivit", reason="integer-only training is not here")
+    found = train_checkpoint(three, colours, tmp_path / "out", settings=SHORT, qat=precision)
+    made, start = create(str(tmp_path / "out")), create(three)
+    assert (made.trained, made.spec.labels, made.classes) == (True, ("blue", "green", "red"), 3)
+    assert [type(part) for part in made.module.modules()] == [type(part) for part in start.module.modules()]
+    assert weights_sha256(made.module) != weights_sha256(start.module)
+    told = found["qat"]
+    assert told["precision"] is precision
+    scores = {name: told[f"{name}_test_top1"] for name in ("float", "before", "after")}
+    assert scores["after"] > max(scores["before"], 0.5), f"{scores} on three plain colours: it learnt nothing"
+    if precision is Precision.W4:
+        assert str(told["quantized"]) == "6/6"
+        assert found["test_top1"] == scores["after"], "the checkpoint is not what was trained"
+    assert not list(tmp_path.glob(".*")), "the working files were left"
+
+
+def test_stopped_and_run_again_quantization_aware_training_goes_on(three: str, colours: str, tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(task: str, done: int, total: int) -> None:
+        if task.startswith("training") and done > total / 2:
+            raise Stopped
+
+    arguments = {"settings": [*SHORT, "epochs=4"], "qat": "w4"}
+    train_checkpoint(three, colours, tmp_path / "straight", **arguments)
+    with pytest.raises(Stopped):
+        train_checkpoint(three, colours, tmp_path / "out", **arguments, progress=stop)
+    with pytest.raises(BadInput, match="belongs to another training: it differs in architecture"):
+        train_checkpoint(three, colours, tmp_path / "out", settings=[*SHORT, "epochs=4"], qat="w8a8")
+    train_checkpoint(three, colours, tmp_path / "out", **arguments)
+    straight, resumed = (weights_sha256(create(str(tmp_path / name)).module) for name in ("straight", "out"))
+    assert straight == resumed
+
+
+def test_the_float_model_teaches_unless_another_is_named(
+    monkeypatch, three: str, colours: str, tmp_path: Path
+) -> None:
+    called = {}
+
+    def stop(model, train_set, val_set, config, work, *, teacher, progress):
+        called.update(config=config, teacher=teacher)
+        raise InterruptedError
+
+    monkeypatch.setattr(training, "fit", stop)
+    other = create(NAME, num_classes=3, labels=("blue", "green", "red"), seed=1, **SMALL)
+    save(dataclasses.replace(other, trained=True), tmp_path / "other")
+    for options, teacher in (
+        ({}, three),
+        ({"teacher": str(tmp_path / "other")}, str(tmp_path / "other")),
+        ({"settings": ["distillation=none", "lr=0.01"]}, None),
+    ):
+        with pytest.raises(InterruptedError):
+            train_checkpoint(three, colours, tmp_path / "out", qat="w4", **options)
+        if teacher is None:
+            assert called["teacher"] is None
+            assert called["config"].lr == 0.01
+        else:
+            assert weights_sha256(called["teacher"].module) == weights_sha256(create(teacher).module)
+            assert called["config"] == read_settings(None, [], QAT_SETTINGS)
+            assert called["config"].distillation is Distillation.SOFT
+
+
+def test_quantization_aware_training_refuses_what_does_not_fit(three: str, ten: Path, colours: str, tmp_path: Path):
+    renamed = dataclasses.replace(
+        create(three), spec=dataclasses.replace(create(three).spec, labels=("red", "green", "blue"))
+    )
+    save(renamed, tmp_path / "renamed")
+    for model, precision, arguments, sentence in (
+        (three, "w44", [], "not 'w44'. Did you mean w4"),
+        (three, "w8", [], "--qat knows w4, w8a8, w8a8-dynamic, integer-only; not 'w8'."),
+        (NAME, "w4", ARGUMENTS, "is untrained; quantization-aware training starts from trained weights"),
+        (str(ten), "w4", [], "ten is untrained"),  # its head does not fit the data and is new
+        (str(tmp_path / "renamed"), "w4", [], "names its classes otherwise than"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(sentence)):
+            train_checkpoint(model, colours, tmp_path / "out", settings=SHORT, model_args=arguments, qat=precision)
+    assert not list(tmp_path.glob(".*"))

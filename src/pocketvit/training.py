@@ -2,23 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from accelerate import Accelerator
 
 from .configs import read_pairs
-from .data import open_data
+from .data import open_data, sample
 from .errors import BadInput
 from .files import remove
 from .measure.accuracy import accuracy
-from .models import EagerRunner, create, save
+from .models import EagerRunner, Model, create, save
 from .models.checkpoint import check_destination
-from .train import TrainConfig, fit
-from .types import Progress, silent
+from .registry import close_matches
+from .train import Distillation, TrainConfig, fit
+from .types import Precision, Progress, Quantized, silent
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_CALIBRATION_IMAGES = 64
+# Quantization-aware training only repairs a trained model: short, at a low rate, mostly towards what the float model
+# answers, on images that are hardly changed.
+QAT_SETTINGS: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 128,
+    "lr": 8e-4,
+    "warmup_epochs": 0,
+    "warmup_lr": 0.0,
+    "min_lr": 0.0,
+    "drop_path": 0.0,
+    "repeated_aug": 1,
+    "rand_augment": None,
+    "crop_scale": [0.7, 1.0],
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "random_erasing": 0.0,
+    "distillation": Distillation.SOFT.value,
+    "alpha": 0.9,
+}
 
 
 def train_checkpoint(
@@ -30,16 +58,20 @@ def train_checkpoint(
     settings: Sequence[str] = (),
     model_args: Sequence[str] = (),
     teacher: str | None = None,
+    qat: str | None = None,
     pretrained: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Train `model` on `data` and write a checkpoint directory; called again, it goes on where it was interrupted.
 
     config: a YAML file of TrainConfig keys; settings: 'key=value' each, over those of the file.
-    model_args: 'key=value' each, for timm's constructor. Returns what the
-    model reached. Raises BadInput for anything that does not fit, before work.
+    model_args: 'key=value' each, for timm's constructor. qat: the precision whose rounding a trained model learns to
+    live with; the settings then start from QAT_SETTINGS, and the teacher is the model itself unless another is named.
+    Returns what the checkpoint reached (for qat also: how it scored while float, and rounded before and after).
+    Raises BadInput for anything that does not fit, before work.
     """
-    chosen = read_settings(config, settings)
+    precision = None if qat is None else _precision(qat)
+    chosen = read_settings(config, settings, QAT_SETTINGS if qat else {})
     arguments = read_pairs("--arg", model_args)
     if given := arguments.keys() & {"name", "pretrained", "num_classes", "labels", "seed"}:
         raise BadInput(f"--arg {min(given)} is not for the model's constructor; it follows from the other options.")
@@ -50,22 +82,76 @@ def train_checkpoint(
     start = create(model, pretrained=pretrained, num_classes=classes, seed=chosen.seed, **arguments)
     guide = create(teacher, pretrained=pretrained) if teacher else None
     work = out.with_name(f".{out.name}-training")
-    trained = fit(start, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
-    reached = accuracy(EagerRunner(trained.model), splits[2], progress)
+    if precision is None:
+        trained = fit(start, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
+        result, rounded = trained.model, {}
+    else:
+        if start.spec.labels and start.spec.labels != tuple(splits[0].labels):
+            raise BadInput(f"{start.name} names its classes otherwise than {data}; give the data it was trained on.")
+        rounding = QAT[precision]()
+        prepared = rounding.prepare(start, sample(splits[0], start.spec, _CALIBRATION_IMAGES))
+        if guide is None and chosen.distillation is not Distillation.NONE:
+            guide = start
+        trained = fit(prepared, splits[0], splits[1], chosen, work, teacher=guide, progress=progress)
+        result = rounding.finish(trained.model)
+        stages = {"float": start, "before": prepared, "after": trained.model}
+        top1 = {f"{name}_test_top1": accuracy(EagerRunner(m), splits[2], progress).top1 for name, m in stages.items()}
+        rounded = {"qat": {"precision": precision, "quantized": rounding.coverage(start), **top1}}
+    reached = accuracy(EagerRunner(result), splits[2], progress)
     accelerator = Accelerator()
     if accelerator.is_main_process:
-        save(trained.model, out)
+        save(result, out)
         remove(work)
     accelerator.wait_for_everyone()
     return {
-        "model": trained.model.name,
+        "model": result.name,
         "checkpoint": str(out),
         "val_top1": trained.history[-1]["val_top1"],
         "val_images": len(splits[1]),
         "test_top1": reached.top1,
         "test_images": reached.images,
         "history": trained.history,
+        **rounded,
     }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Rounding:
+    """How a model is made to round while it trains, given images in [0, 1] of the data, and made plain again."""
+
+    prepare: Callable[[Model, NDArray[np.float32]], Model]
+    finish: Callable[[Model], Model]
+    coverage: Callable[[Model], Quantized | None] = lambda model: None
+
+
+def _fake_quantized(precision: Precision) -> _Rounding:
+    from .passes import qat
+
+    return _Rounding(
+        prepare=lambda model, images: qat.prepare(model, precision, images=images),
+        finish=qat.finish,
+        coverage=partial(qat.coverage, precision=precision),
+    )
+
+
+def _integer_only() -> _Rounding:
+    from .passes import ivit
+
+    return _Rounding(prepare=ivit.prepare, finish=ivit.finish)
+
+
+QAT: dict[Precision, Callable[[], _Rounding]] = {
+    Precision.W4: partial(_fake_quantized, Precision.W4),
+    Precision.W8A8: partial(_fake_quantized, Precision.W8A8),
+    Precision.W8A8_DYNAMIC: partial(_fake_quantized, Precision.W8A8_DYNAMIC),
+    Precision.INTEGER: _integer_only,
+}
+
+
+def _precision(name: str) -> Precision:
+    if name not in QAT:
+        raise BadInput(f"--qat knows {', '.join(QAT)}; not {name!r}.{close_matches(name, QAT)}")
+    return Precision(name)
 
 
 def _check_out(out: Path) -> None:
@@ -83,9 +169,9 @@ def _check_out(out: Path) -> None:
         raise BadInput(f"{out} cannot be written ({e.strerror}); choose another directory with --out.") from e
 
 
-def read_settings(config: Path | None, settings: Sequence[str]) -> TrainConfig:
-    """Read training settings from a YAML file and 'key=value' texts, the latter winning."""
-    raw: dict[str, Any] = {}
+def read_settings(config: Path | None, settings: Sequence[str], defaults: Mapping[str, Any]) -> TrainConfig:
+    """Read training settings from a YAML file and 'key=value' texts, the latter winning, over `defaults`."""
+    raw = dict(defaults)
     if config is not None:
         if not config.is_file():
             raise BadInput(f"There is no settings file {config}.")

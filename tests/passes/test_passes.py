@@ -29,7 +29,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 def test_the_neutral_config_gives_an_equal_and_independent_model(name: str, model: Model) -> None:
     before = weights_sha256(model.module)
     images = sample(open_data("photos"), model.spec, 2)
-    found = apply(model, [PASSES.get(name).identity])
+    found = apply(model, [PASSES.get(name).identity], images)
     assert found.module is not model.module
     assert np.array_equal(EagerRunner(found)(images), EagerRunner(model)(images))
     with torch.no_grad():
@@ -115,6 +115,33 @@ def test_a_pass_says_whether_outputs_stay_the_same() -> None:
     assert not same_function([Ane(), Prune(sparsity=0.5)]), "all of them must"
     with pytest.raises(BadInput, match="object is not the config of a pass"):
         same_function([object()])
+
+
+CALIBRATED = [name for name in PASSES if PASSES.get(name).calibrated]
+
+
+@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize(
+    ("images", "says"),
+    [
+        (None, "needs calibration images; it got none"),
+        (np.zeros((0, 3, 160, 160), np.float32), "needs calibration images; it got none"),
+        (
+            np.zeros((2, 3, 32, 32), np.float32),
+            r"Calibration images are \(3, 32, 32\), but test_vit takes \(3, 160, 160\)",
+        ),
+        (np.full((2, 3, 160, 160), -1, np.float32), r"run from -1 to -1; give RGB in \[0, 1\]"),
+        (np.full((2, 3, 160, 160), np.nan, np.float32), "run from nan to nan"),
+        (np.zeros((2, 3, 160, 160), np.float32), "Every pixel of the calibration images is 0"),
+    ],
+)
+def test_a_pass_that_measures_refuses_what_it_cannot_measure_on(name: str, images: np.ndarray, says: str) -> None:
+    step = PASSES.get(name)
+    with pytest.raises(BadInput, match=says):
+        apply(create("test_vit", num_classes=10), [step.identity], images)
+    if images is None:
+        with pytest.raises(BadInput, match=f"The pass {name} "):
+            apply(create("test_vit", num_classes=10), [step.identity])
 
 
 def test_what_is_not_a_pass_config_is_refused(model: Model) -> None:

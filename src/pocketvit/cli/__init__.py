@@ -38,7 +38,7 @@ def _options(
 
 
 # each file adds its commands to the app
-for _commands in ("runs", "catalogue", "models", "convert", "files", "audit", "doctor"):
+for _commands in ("runs", "catalogue", "models", "convert", "export", "files", "compare", "audit", "doctor"):
     importlib.import_module(f".{_commands}", __name__)
 
 

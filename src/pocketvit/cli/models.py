@@ -112,6 +112,10 @@ def train(
     teacher: Annotated[
         str | None, typer.Option(help="Model to distil from; needs --set distillation=soft|hard.")
     ] = None,
+    qat: Annotated[
+        str | None,
+        typer.Option(metavar="PRECISION", help="Quantization-aware: w4, w8a8, w8a8-dynamic or integer-only."),
+    ] = None,
     pretrained: Pretrained = False,
     as_json: AsJson = False,
 ) -> None:
@@ -121,6 +125,11 @@ def train(
     accelerate launch -m pocketvit train ... (not yet tried on one).
 
     Example: pocketvit train vit_tiny_patch16_224 --data folder:photos --out my_vit --set epochs=20
+
+    With --qat a trained model learns to live with the rounding of a precision before it is exported to it. Settings
+    then start from a short, gentle training, softly distilled from the float model (or from --teacher).
+
+    Example: pocketvit train my_vit --qat w4 --data folder:photos --out my_vit_w4 --set epochs=2 --set lr=1e-3
     """
     with session("train", as_json) as out:
         from rich.markup import escape
@@ -135,6 +144,7 @@ def train(
             settings=settings or [],
             model_args=model_args or [],
             teacher=teacher,
+            qat=qat,
             pretrained=pretrained,
             progress=out.progress,
         )
@@ -142,8 +152,20 @@ def train(
             trained,
             f"{escape(trained['model'])}: {trained['val_top1']:.2%} of {trained['val_images']} validation images, "
             f"{trained['test_top1']:.2%} of {trained['test_images']} test images",
+            *_rounded(trained.get("qat")),
             f"Checkpoint: {escape(str(out_dir))}",
         )
+
+
+def _rounded(qat: dict[str, Any] | None) -> list[str]:
+    """What quantization-aware training did, in one line."""
+    if qat is None:
+        return []
+    layers = f" in {qat['quantized']} layers" if qat["quantized"] else ""
+    return [
+        f"Rounded to {qat['precision']}{layers}: {qat['before_test_top1']:.2%} of the test images before, "
+        f"{qat['after_test_top1']:.2%} after; the float model has {qat['float_test_top1']:.2%}"
+    ]
 
 
 def _spec(spec: Any) -> dict[str, Any]:

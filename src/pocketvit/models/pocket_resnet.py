@@ -45,7 +45,7 @@ class _SmallImageResNet(ResNet):
         super().__init__(**kwargs)
         stem: Any = self.conv1
         stem[0].stride = (1, 1)
-        self.maxpool: nn.Module = nn.Identity()
+        self.maxpool = nn.Sequential()  # no step: the identity
         stages: list[dict[str, Any]] = self.feature_info
         for stage in stages:
             stage["reduction"] = max(1, stage["reduction"] // 4)

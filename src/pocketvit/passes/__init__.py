@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..configs import read_config, read_pairs
 from ..errors import BadInput
 from ..models import Model
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +22,15 @@ class Pass:
 
     config: a frozen dataclass. apply: takes a model and a config and returns a new model, leaving its input untouched;
     raises BadInput naming what it cannot handle. neutral: the config that gives an equal model; the config's defaults
-    where it is left out. same_function: whether a config only changes how the same outputs are computed.
+    where it is left out. same_function: whether a config only changes how the same outputs are computed. calibrated:
+    apply takes calibration images as well, (N, C, H, W) float32 RGB in [0, 1].
     """
 
     config: type
-    apply: Callable[[Model, Any], Model]
+    apply: Callable[..., Model]
     neutral: Any = None
     same_function: Callable[[Any], bool] = lambda config: False
+    calibrated: bool = False
 
     @property
     def identity(self) -> Any:
@@ -58,10 +64,18 @@ def parse_passes(texts: Sequence[str], where: str) -> tuple[Any, ...]:
     return read_passes(raw, where)
 
 
-def apply(model: Model, configs: Sequence[Any]) -> Model:
-    """Apply passes in order, each found by the type of its config."""
-    for config in configs:
-        model = _of(config).apply(model, config)
+def apply(model: Model, configs: Sequence[Any], images: NDArray[np.float32] | None = None) -> Model:
+    """Apply passes in order, each found by the type of its config.
+
+    images: calibration images (N, C, H, W), float32 RGB in [0, 1]. Raises BadInput where a pass needs them and they
+    are missing, of another size, or no images.
+    """
+    found = [_of(config) for config in configs]
+    for step in found:
+        if step.calibrated:
+            _check_images(model, next(name for name in PASSES if PASSES.get(name) is step), images)
+    for step, config in zip(found, configs, strict=True):
+        model = step.apply(model, config, images) if step.calibrated else step.apply(model, config)
     return model
 
 
@@ -75,3 +89,18 @@ def _of(config: Any) -> Pass:
     if found is None:
         raise BadInput(f"{type(config).__name__} is not the config of a pass; known passes: {', '.join(PASSES)}.")
     return found
+
+
+def _check_images(model: Model, name: str, images: NDArray[np.float32] | None) -> None:
+    if images is None or len(images) == 0:
+        raise BadInput(f"The pass {name} measures activations and needs calibration images; it got none.")
+    if images.shape[1:] != model.spec.size:
+        raise BadInput(f"Calibration images are {images.shape[1:]}, but {model.name} takes {model.spec.size}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # not a number is neither
+        raise BadInput(
+            f"Calibration images run from {low:.3g} to {high:.3g}; give RGB in [0, 1], as the normalisation is inside "
+            "the model."
+        )
+    if low == high:
+        raise BadInput(f"Every pixel of the calibration images is {low:g}; activations show only on real images.")

@@ -1,24 +1,79 @@
-"""Work on an ONNX graph: ONNX Runtime's quantizers, counting what they did, and removing what should not travel."""
+"""An ONNX graph from a module, its layers named as in the module, and nothing in it that should not travel.
+
+Every operator that carries weights is called after its layer, `blocks.0.attn.qkv/MatMul`. ONNX Runtime's tools keep
+what stands before the slash through fusing, folding and quantizing, so the file's layers stay known.
+"""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 
+from ..errors import CheckFailed
 from ..types import Quantized
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
-_FLOAT_LAYERS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
-_INTEGER_LAYERS = {"MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul", "QLinearMatMul", "QLinearConv"}
-_KEEPS_WEIGHTS = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze"}
+    from ..types import Artifact
+
+FLOAT_LAYERS = {"Conv", "ConvTranspose", "MatMul", "Gemm"}
+_INTEGER_LAYERS = {"MatMulInteger", "ConvInteger", "MatMulNBits"}
+_KEEPS_WEIGHTS = {"Transpose", "Reshape", "Identity", "Cast", "Squeeze", "Unsqueeze", "Expand", "DequantizeLinear"}
 _INTEGERS = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+_MARK = "pocketvit.layer"
+
+
+def convert(module: torch.nn.Module, draft: Artifact) -> onnx.ModelProto:
+    """Export through torch.export (dynamo), each layer's node named after the module that holds its weight."""
+    import torch
+
+    image = torch.zeros(1, *draft.spec.size)
+    program = torch.onnx.export(
+        module,
+        (image,),
+        dynamo=True,
+        optimize=False,  # weights still have the names of their parameters
+        input_names=["image"],
+        output_names=["logits"],
+        verbose=False,
+    )
+    assert program is not None  # only without dynamo
+    _mark_layers(program)
+    program.optimize()  # folds batch norms and transposes; a fused node keeps the marks of its parts
+    model = program.model_proto
+    _name_layers(model)
+    return without_traces(model)
+
+
+def _mark_layers(program: torch.onnx.ONNXProgram) -> None:
+    """Note at every node with weights the layer whose weights they are."""
+    from ..models.graph import owner
+
+    for node in program.model.graph:
+        if node.op_type not in FLOAT_LAYERS:
+            continue
+        for value in node.inputs[:2]:
+            while value is not None and (before := value.producer()) and before.op_type in _KEEPS_WEIGHTS:
+                value = before.inputs[0]
+            if value is not None and value.is_initializer() and value.name:
+                node.metadata_props[_MARK] = owner(value.name)
+
+
+def _name_layers(model: onnx.ModelProto) -> None:
+    """Rename marked nodes to their layer and operator, with a number where a layer is computed more than once."""
+    uses: dict[str, int] = defaultdict(int)
+    for node in model.graph.node:
+        for prop in node.metadata_props:
+            if prop.key == _MARK:
+                name = f"{prop.value}/{node.op_type}"
+                uses[name] += 1
+                node.name = name if uses[name] == 1 else f"{name}_{uses[name]}"
 
 
 def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -35,105 +90,114 @@ def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def quantize_dynamic(model: onnx.ModelProto) -> onnx.ModelProto:
-    """8-bit weights per output channel, activation ranges taken at run time, for MatMul and Gemm.
+def layer_nodes(model: onnx.ModelProto) -> dict[str, list[onnx.NodeProto]]:
+    """The nodes with constant weights, by layer, in the order they are computed."""
+    found = defaultdict(list)
+    for node, _ in _weighted(model):
+        found[layer_of(node)].append(node)
+    return dict(found)
 
-    Convolutions stay float: as ConvInteger they run, but edgenext_xx_small then takes 18.2 ms instead of 6.9 (float
-    throughout: 8.1; 256 px, 2 threads, ONNX Runtime 1.31.1).
+
+def layer_of(node: onnx.NodeProto) -> str:
+    """The layer a node computes; its own name where the exporter made it of something else."""
+    return node.name.partition("/")[0]
+
+
+def check_named(layers: Mapping[str, Sequence[onnx.NodeProto]], draft: Artifact) -> None:
+    """Raise CheckFailed where a layer to keep is missing while others have lost their names: it may be one of them.
+
+    One that is missing alone was computed from constants, and folded into one.
     """
-    from onnxruntime.quantization import QuantType
-    from onnxruntime.quantization import quantize_dynamic as quantize
-
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "quantized.onnx"
-        quantize(
-            _prepared(model, Path(directory)),
-            out,
-            op_types_to_quantize=["MatMul", "Gemm"],
-            weight_type=QuantType.QInt8,
-            per_channel=True,
+    lost = [name for name in draft.quantization.keep if name not in layers]
+    nameless = [name for name, nodes in layers.items() if any("/" not in node.name for node in nodes)]
+    if lost and nameless:
+        raise CheckFailed(
+            f"{draft.display_name}: {', '.join(lost)} cannot be kept float, because layers lost their names in the "
+            f"conversion ({', '.join(nameless)}); export without keeping it."
         )
-        return onnx.load(str(out))
 
 
-def quantize_static(model: onnx.ModelProto, calibration: NDArray[np.float32]) -> onnx.ModelProto:
-    """8-bit weights per output channel and activations in calibrated ranges, for every layer that has weights.
-
-    Products of two activations (attention) stay float. With both products of an attention in 8 bits ONNX Runtime
-    1.31.1 fuses the softmax between them into QLinearSoftmax, and one file of a small ViT falls from 31.5 dB
-    (optimizations off or basic) to 7.6 dB (its default); either product alone, without that fusion, costs nothing.
-    """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
-    from onnxruntime.quantization import quantize_static as quantize
-
-    class Images(CalibrationDataReader):
-        """Feeds the calibration images one by one."""
-
-        def __init__(self) -> None:
-            self._images = iter(calibration)
-
-        def get_next(self) -> dict[str, NDArray[np.float32]] | None:
-            """Return the next image as a batch of one."""
-            image = next(self._images, None)
-            return None if image is None else {"image": np.ascontiguousarray(image[None], np.float32)}
-
-    with tempfile.TemporaryDirectory() as directory:
-        prepared = _prepared(model, Path(directory))
-        out = Path(directory) / "quantized.onnx"
-        quantize(
-            prepared,
-            out,
-            Images(),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            op_types_to_quantize=sorted(_FLOAT_LAYERS),
-            nodes_to_quantize=[node.name for node, _ in _layers(prepared)],
-        )
-        return onnx.load(str(out))
+def count_quantized(before: onnx.ModelProto, after: onnx.ModelProto, reasons: Mapping[str, str]) -> Quantized:
+    """Count layers whose weights are all stored as integers, of those the float graph had; the rest with reasons."""
+    layers = layer_nodes(before)
+    stored: dict[str, list[bool]] = defaultdict(list)
+    for node, integer in _weighted(after):
+        stored[layer_of(node)].append(integer)
+    integers = {name for name, kinds in stored.items() if all(kinds)}
+    kept = {
+        name: reasons.get(name, "left float by ONNX Runtime's quantizer") for name in layers if name not in integers
+    }
+    return Quantized(layers=len(layers) - len(kept), of=len(layers), kept=kept)
 
 
-def _prepared(model: onnx.ModelProto, directory: Path) -> onnx.ModelProto:
-    """Fold constants and batch norms as ONNX Runtime's quantizers expect, and drop the shapes that makes stale."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    before, after = directory / "float.onnx", directory / "prepared.onnx"
-    onnx.save(model, str(before))
-    quant_pre_process(before, after, skip_symbolic_shape=True)
-    prepared = onnx.load(str(after))
-    del prepared.graph.value_info[:]  # shapes from before a Gemm was turned round make the quantizer's inference fail
-    for i, node in enumerate(prepared.graph.node):
-        node.name = node.name or f"node_{i}"
-    return prepared
-
-
-def count_quantized(model: onnx.ModelProto) -> Quantized:
-    """Count layers with constant weights whose weights are stored as 8-bit integers, of all layers with weights."""
-    kinds = [integer for _, integer in _layers(model)]
-    return Quantized(layers=sum(kinds), of=len(kinds))
-
-
-def _layers(model: onnx.ModelProto) -> Iterator[tuple[onnx.NodeProto, bool]]:
-    """Yield each node with constant weights, and whether they are 8-bit integers."""
+def _weighted(model: onnx.ModelProto) -> list[tuple[onnx.NodeProto, bool]]:
+    """Each node with constant weights, and whether they are integers."""
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
+    nodes = []
     for node in model.graph.node:
-        if node.op_type in _FLOAT_LAYERS:
-            found = [t for name in node.input[:2] if (t := _stored_type(name, types, producers)) is not None]
+        if node.op_type in FLOAT_LAYERS:
+            found = [types[name] for operand in node.input[:2] if (name := _stored(operand, types, producers))]
         elif node.op_type in _INTEGER_LAYERS:
             found = [types[name] for name in node.input if types.get(name) in _INTEGERS]
         else:
             continue
         if found:
-            yield node, found[0] in _INTEGERS
+            nodes.append((node, found[0] in _INTEGERS))
+    return nodes
 
 
-def _stored_type(name: str, types: dict[str, int], producers: dict[str, onnx.NodeProto]) -> int | None:
-    """Data type in which a value is stored, seen through reshapes and DequantizeLinear; None for an activation."""
+def _stored(name: str, types: Mapping[str, int], producers: Mapping[str, onnx.NodeProto]) -> str | None:
+    """The constant behind a value, seen through what only reshapes or dequantizes it; None for an activation."""
     while name not in types:
         node = producers.get(name)
-        if node is None or node.op_type not in _KEEPS_WEIGHTS | {"DequantizeLinear"}:
+        if node is None or node.op_type not in _KEEPS_WEIGHTS:
             return None
         name = node.input[0]
-    return types[name]
+    return name
+
+
+def fold_transposed_weights(model: onnx.ModelProto) -> None:
+    """Store weights as layers read them, in place: the exporter leaves a Transpose before weights it finds large."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {output: node for node in model.graph.node for output in node.output}
+    read_by: dict[str, int] = defaultdict(int)
+    for node in model.graph.node:
+        for name in node.input:
+            read_by[name] += 1
+    for node in [node for node in model.graph.node if node.op_type in FLOAT_LAYERS]:
+        for name in node.input[:2]:
+            before = producers.get(name)
+            if before is None or before.op_type != "Transpose" or before.input[0] not in stored:
+                continue
+            weight = stored[before.input[0]]
+            order = next((list(a.ints) for a in before.attribute if a.name == "perm"), None)
+            folded = onnx.numpy_helper.from_array(np.transpose(onnx.numpy_helper.to_array(weight), order).copy(), name)
+            if read_by[weight.name] == 1:
+                model.graph.initializer.remove(weight)
+            model.graph.node.remove(before)
+            model.graph.initializer.append(folded)
+            stored[name] = folded
+            del producers[name]
+
+
+def observe(
+    model: onnx.ModelProto, names: Collection[str], images: NDArray[np.float32]
+) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Yield each of these tensors, by name, for one image (C, H, W) after the other."""
+    import onnxruntime
+
+    observed = onnx.ModelProto.FromString(model.SerializeToString())
+    inside = sorted(name for name in names if name != "image")
+    del observed.graph.output[:]
+    observed.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inside
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(observed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for image in images:
+        batch = np.ascontiguousarray(image[None], np.float32)
+        if "image" in names:
+            yield "image", batch
+        yield from zip(inside, session.run(inside, {"image": batch}), strict=True)

@@ -1,22 +1,26 @@
-"""From an nn.Module to an exported program of one image: capturing, casting, PyTorch's own quantization, counting."""
+"""From an nn.Module to an exported program of one image: casting, naming layers, quantizing, counting."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from ..models.graph import KEEPS_WEIGHTS, LAYERS, capture, operator
+from ..models.graph import LAYERS, Layer, capture, layers, operator
 from ..types import InputSpec, Quantized
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from torch.export import ExportedProgram
+    from torch.fx import GraphModule, Node
 
 _BATCH_NORMS = {"batch_norm", "_native_batch_norm_legit_no_training"}
+_INTEGERS = {torch.int8, torch.uint8}
+_NAME = "pocketvit_layer"  # in a node's "custom" metadata, which exporting, decomposing and lowering pass on
 
 
 class Cast(nn.Module):
@@ -38,27 +42,50 @@ def cast(module: nn.Module, dtype: str) -> nn.Module:
     return Cast(copy.deepcopy(module).to(kind), kind).eval()
 
 
-def quantize(
-    module: nn.Module, spec: InputSpec, quantizer: Any, calibration: NDArray[np.float32] | None
-) -> ExportedProgram:
-    """Quantize after training with PyTorch 2 export (torchao): observe the calibration images, convert, export again.
+def named(module: nn.Module, spec: InputSpec) -> tuple[GraphModule, tuple[Layer, ...]]:
+    """Capture `module` as a graph whose layers' nodes carry their names, see `name_of`, and its layers."""
+    program = capture(module, spec)
+    found = layers(program)
+    nodes = {node.name: node for node in program.graph.nodes}
+    for layer in found:
+        nodes[layer.node].meta["custom"] = {_NAME: layer.name}
+    captured = program.module()
+    _shield_shared_convolutions(captured)
+    return captured, found
+
+
+def name_of(node: Node) -> str | None:
+    """The layer that this node computes, or a part of; None for all others."""
+    return (node.meta.get("custom") or {}).get(_NAME)
+
+
+def layer_nodes(graph: torch.fx.Graph) -> list[Any]:
+    """The nodes that compute a named layer, in order."""
+    return [node for node in graph.nodes if operator(node) in LAYERS and name_of(node) is not None]
+
+
+def observed(module: GraphModule, spec: InputSpec, quantizer: Any, calibration: NDArray[np.float32] | None) -> Any:
+    """Quantize after training with PyTorch 2 export (torchao): observe the calibration images, convert.
 
     Without calibration (dynamic ranges) one grey image is run, so that the weights' ranges are taken.
     """
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
     with torch.no_grad():
-        captured = capture(module, spec).module()
-        _shield_shared_convolutions(captured)
-        prepared = prepare_pt2e(captured, quantizer)
+        prepared = prepare_pt2e(module, quantizer)
         for image in torch.full((1, *spec.size), 0.5) if calibration is None else torch.from_numpy(calibration):
             prepared(image[None])
-        converted = convert_pt2e(prepared)
-        _drop_unused_weights(converted)
-        return torch.export.export(converted, (torch.zeros(1, *spec.size),))
+        return convert_pt2e(prepared)
 
 
-def _shield_shared_convolutions(module: torch.fx.GraphModule) -> None:
+def exported(module: GraphModule, spec: InputSpec) -> ExportedProgram:
+    """Export a rewritten graph again, without the weights it no longer uses."""
+    _drop_unused_weights(module)
+    with torch.no_grad():
+        return torch.export.export(module, (torch.zeros(1, *spec.size),))
+
+
+def _shield_shared_convolutions(module: GraphModule) -> None:
     """Put a copy between a batch norm and a convolution that others read as well.
 
     torchao folds a norm into the convolution before it without asking who else reads that, and would normalise the
@@ -74,35 +101,40 @@ def _shield_shared_convolutions(module: torch.fx.GraphModule) -> None:
     module.recompile()
 
 
-def _drop_unused_weights(module: torch.fx.GraphModule) -> None:
-    """Remove the float weights that conversion replaced; they would be saved along with the integers."""
-    used = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers()) if name not in used]:
+def _drop_unused_weights(module: GraphModule) -> None:
+    """Remove the float weights that were replaced; they would be saved along with the integers."""
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    called = {node.target for node in module.graph.nodes if node.op == "call_module"}
+    for name in [name for name, _ in (*module.named_parameters(), *module.named_buffers())]:
         owner, _, attribute = name.rpartition(".")
-        delattr(module.get_submodule(owner), attribute)
+        if name not in read and owner not in called:
+            delattr(module.get_submodule(owner), attribute)
 
 
-def count_quantized(program: ExportedProgram) -> Quantized:
-    """Count convolutions, linears and products with a constant whose weights are integers, of all of them."""
+def quantized_layers(program: ExportedProgram) -> dict[str, bool]:
+    """For each named layer in a program: whether its weight is stored as integers."""
     images = set(program.graph_signature.user_inputs)
-    kinds = []
+    moving: set[Node] = set()  # what depends on the image
+    found: dict[str, bool] = {}
     for node in program.graph.nodes:
-        operands = [node.args[i] for i in LAYERS.get(operator(node), ())]
-        stored = [kind for operand in operands if (kind := _stored(operand, images)) is not None]
-        kinds += [any(stored)] if stored else []
-    return Quantized(layers=sum(kinds), of=len(kinds))
+        if node.name in images or not moving.isdisjoint(node.all_input_nodes):
+            moving.add(node)
+    for node in layer_nodes(program.graph):
+        constants = [node.args[i] for i in LAYERS[operator(node)] if node.args[i] not in moving]
+        name = name_of(node) or ""
+        found[name] = found.get(name, True) and any(_of_integers(constant) for constant in constants)
+    return found
 
 
-def _stored(argument: Any, images: set[str]) -> bool | None:
-    """Whether a constant is stored as integers (behind a dequantize); None for an activation."""
-    integer = False
-    while isinstance(argument, torch.fx.Node) and argument.op == "call_function":
-        name = operator(argument)
-        if name.startswith("dequantize_per_"):
-            integer = True
-        elif name not in KEEPS_WEIGHTS:
-            return None
-        argument = argument.args[0]
-    if not isinstance(argument, torch.fx.Node) or argument.name in images:
-        return None
-    return integer
+def _of_integers(constant: Node) -> bool:
+    """Whether any stored tensor that a constant is computed from holds integers."""
+    if not constant.all_input_nodes:
+        return getattr(constant.meta.get("val"), "dtype", None) in _INTEGERS
+    return any(_of_integers(part) for part in constant.all_input_nodes)
+
+
+def count(layers: Iterable[Layer], integers: Mapping[str, bool], reasons: Mapping[str, str], rest: str) -> Quantized:
+    """Count the layers whose weights are integers; the others by name, with the reason known, or else `rest`."""
+    names = list(dict.fromkeys(layer.name for layer in layers))  # two products with one weight are one layer
+    kept = {name: reasons.get(name, rest) for name in names if not integers.get(name, False)}
+    return Quantized(layers=len(names) - len(kept), of=len(names), kept=kept)

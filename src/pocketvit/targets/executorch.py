@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import BadInput, CheckFailed
-from ..types import METADATA_KEY, Artifact, Precision, Quantized, Runner
+from ..types import METADATA_KEY, Artifact, Calibrator, Precision, Quantized, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner
@@ -19,26 +19,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
     from torch.export import ExportedProgram
-    from torch.fx import Node
+    from torch.fx import GraphModule, Node
+    from torchao.quantization.pt2e.quantizer import QuantizationConfig, Quantizer
+
+    from ..models.graph import Layer
 
 _HEADER = struct.Struct("<4s4s4sIQQQ")  # root offset, "ET12", "eh00", header length, program, segments: start, size
 _FLOAT32 = 6  # torch's scalar type number
 
 
+CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX)
+_PADS = {"pad", "constant_pad_nd"}
+_PORTABLE = "XNNPACK did not take its 8-bit form"
+_PADDED = "XNNPACK has no dynamic kernel for a convolution behind a padding of its own"
+_DEPTHWISE = "XNNPACK has no dynamic kernel for a depthwise convolution"
+_NOT_2D = "XNNPACK has no dynamic kernel for a convolution that is not two-dimensional"
+
+
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
-    """Export, quantize with PT2E where asked, hand what XNNPACK can run to it, save."""
+    """Export, quantize where asked, hand what XNNPACK can run to it, save."""
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     from ..models.graph import capture
 
-    program = capture(module, draft.spec)
+    def lowered(program: ExportedProgram) -> Any:
+        return to_edge_transform_and_lower(
+            program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: ""}
+        )
+
+    quantized = None
     if draft.precision.is_quantized:
-        program = _quantize(module, draft, calibration)
-    edge = to_edge_transform_and_lower(
-        program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA_KEY: ""}
-    )
-    quantized = _count(edge.exported_program()) if draft.precision.is_quantized else None
+        program, layers, reasons = _quantize(module, draft, calibration)
+        edge = lowered(program)
+        quantized = _count(edge.exported_program(), layers, reasons)
+    else:
+        edge = lowered(capture(module, draft.spec))
     artifact = dataclasses.replace(draft, quantized=quantized)
     # the count is known only now, and lowering twice would double the time; there is no public way to set a method
     edge._config_methods[METADATA_KEY] = artifact.to_json()
@@ -46,41 +62,112 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     return artifact
 
 
-def _quantize(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> ExportedProgram:
-    """Quantize convolutions and linears only: with residual additions too, a small ViT falls from 32.7 to 12.6 dB."""
+def _quantize(
+    module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None
+) -> tuple[ExportedProgram, tuple[Layer, ...], dict[str, str]]:
+    """Quantize convolutions and linears only: with residual additions too, a small ViT falls from 32.7 to 12.6 dB.
+
+    Returns the program, its layers, and why some were left float.
+    """
     import torch
-    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-        XNNPACKQuantizer,
-        get_symmetric_quantization_config,
-    )
 
-    from ._torch_program import quantize
+    from ._torch_program import exported, layer_nodes, name_of, named, observed
+    from ._torch_quantize import ASKED, LayerQuantizer, eight_bits, four_bits_dynamic
 
-    dynamic = draft.precision is Precision.W8A8_DYNAMIC
-    config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
-    quantizer = XNNPACKQuantizer()
+    wanted, static = draft.quantization, draft.precision is Precision.W8A8
+    if draft.precision is Precision.W4 and wanted.group_size % 32:
+        raise BadInput(f"XNNPACK's groups of 4-bit weights are multiples of 32, not {wanted.group_size}.")
+    graph, layers = named(module, draft.spec)
+    reasons = {str(name_of(node)): why for node in layer_nodes(graph.graph) if (why := _no_kernel(node, static))}
+    reasons |= dict.fromkeys(wanted.keep, ASKED)
+    names = {layer.name for layer in layers} - reasons.keys()
+    if static:
+        config = eight_bits(torch.int8, wanted.calibrator or CALIBRATORS[0])
+        return exported(observed(graph, draft.spec, _static(names, config), calibration), draft.spec), layers, reasons
+    _separate_inputs(graph, names)
+    four = _in_four_bits(layers, names, draft) if draft.precision is Precision.W4 else set()
+    graph = observed(graph, draft.spec, LayerQuantizer(names - four, eight_bits(torch.int8, None)), None)
+    four_bits_dynamic(graph, four, wanted.group_size)
+    return exported(graph, draft.spec), layers, reasons
+
+
+def _static(names: set[str], config: QuantizationConfig) -> Quantizer:
+    """XNNPACK's own quantizer for the layers named: it takes their activation functions along."""
+    import torch
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer
+
+    from ._torch_program import layer_nodes, name_of
+
+    class Named(XNNPACKQuantizer):
+        def annotate(self, model: GraphModule) -> GraphModule:
+            unnamed = {node for node in layer_nodes(model.graph) if name_of(node) not in names}
+            self.set_filter_function(lambda node: node not in unnamed)
+            return super().annotate(model)
+
+    quantizer = Named()
     for operator in (torch.ops.aten.linear.default, torch.ops.aten.conv2d.default):
         quantizer.set_operator_type(operator, config)
-    if dynamic:
-        quantizer.set_filter_function(_not_after_padding)
-    return quantize(module, draft.spec, quantizer, None if dynamic else calibration)
+    return quantizer
 
 
-def _not_after_padding(node: Node) -> bool:
-    """Whether XNNPACK can run this layer with dynamic ranges: not behind a padding of its own."""
+def _separate_inputs(module: GraphModule, names: set[str]) -> None:
+    """Put a copy, dropped later, before each convolution, so that no two share what is quantized at run time.
+
+    XNNPACK computes the ranges for the one of them and reads them wrongly in the other where their strides differ, as
+    at the start of a stage: a small RegNet falls from 34 to 7 dB.
+    """
+    import torch
+
+    from ..models.graph import operator
+    from ._torch_program import layer_nodes, name_of
+
+    for node in layer_nodes(module.graph):
+        if name_of(node) in names and operator(node) == "conv2d" and len(node.all_input_nodes[0].users) > 1:
+            shared = node.all_input_nodes[0]
+            with module.graph.inserting_before(node):
+                copied = module.graph.call_function(torch.ops.aten.clone.default, (shared,))
+            copied.meta = {"val": shared.meta["val"]}
+            node.replace_input_with(shared, copied)
+    module.recompile()
+
+
+def _no_kernel(node: Node, static: bool) -> str | None:
+    """Why XNNPACK cannot run this layer on integers, None where it can."""
+    from ..models.graph import operator
+    from ._torch_quantize import KINDS, NOT_A_LAYER
+
+    if operator(node) not in KINDS:
+        return NOT_A_LAYER
+    if static or operator(node) == "linear":
+        return None
+    if operator(node) != "conv2d":
+        return _NOT_2D
+    if node.all_input_nodes[1].meta["val"].shape[1] == 1:
+        return _DEPTHWISE
     # TensorFlow's "same" under a stride: XNNPACK takes the two, and cannot propagate shapes through them
-    return not any(getattr(given.target, "__name__", "").startswith("pad.") for given in node.all_input_nodes)
+    padded = any(operator(given) in _PADS for given in node.all_input_nodes)
+    return _PADDED if padded else None
 
 
-def _count(program: ExportedProgram) -> Quantized:
-    """Count over the parts handed to XNNPACK, where integers are computed with, and the float rest."""
+def _in_four_bits(layers: tuple[Layer, ...], names: set[str], draft: Artifact) -> set[str]:
+    """Linears whose rows divide into groups; XNNPACK has no other kernels for 4 bits."""
+    from ._torch_quantize import better_in_eight
+
+    linears = {layer.name for layer in layers if layer.kind == "linear" and layer.name in names}
+    whole = {layer.name for layer in layers if layer.shape[-1] % draft.quantization.group_size == 0}
+    return (linears & whole) - better_in_eight(layers, draft.classes)
+
+
+def _count(program: ExportedProgram, layers: tuple[Layer, ...], reasons: dict[str, str]) -> Quantized:
+    """Count the layers in the parts handed to XNNPACK: the portable kernels compute the rest in float."""
     from executorch.exir.lowered_backend_module import get_lowered_submodules
 
-    from ._torch_program import count_quantized
+    from ._torch_program import count, quantized_layers
 
-    inside = [count_quantized(part.original_module) for _, part, _ in get_lowered_submodules(program.graph_module)]
-    outside = count_quantized(program)  # left to the portable kernels, which compute in float
-    return Quantized(layers=sum(part.layers for part in inside), of=sum(part.of for part in (*inside, outside)))
+    integers: dict[str, bool] = {}
+    for _, part, _ in get_lowered_submodules(program.graph_module):
+        integers |= quantized_layers(part.original_module)
+    return count(layers, integers, reasons, _PORTABLE)
 
 
 class _ExecuTorchRunner(FileRunner):
@@ -167,8 +254,11 @@ TARGETS.add(
         precisions={
             Precision.FP32: "XNNPACK, float32",
             Precision.W8A8: "PT2E static with XNNPACKQuantizer, per channel, convolutions and linears",
-            Precision.W8A8_DYNAMIC: "PT2E dynamic with XNNPACKQuantizer, per channel, linears and convolutions",
+            Precision.W8A8_DYNAMIC: "PT2E dynamic, per channel, linears and convolutions",
+            Precision.W4: "linears with 4-bit weights in groups and dynamic 8-bit activations; convolutions, the "
+            "classifier and small linears as in w8a8-dynamic",
         },
+        calibrators=CALIBRATORS,
         packages=("executorch", "torchao"),
         extra="executorch",
         write=write,

@@ -9,37 +9,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
-from ..types import METADATA_KEY, Artifact, OpTime, Precision, Runner
+from ..types import METADATA_KEY, Artifact, Calibrator, OpTime, Precision, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner, Stopwatch
 
 if TYPE_CHECKING:
     import numpy as np
-    import onnx
     from numpy.typing import NDArray
     from torch import nn
 
 _PROFILE_WARM_UP = 3
+_CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX)  # the default first
 
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
     """Export through torch.export (dynamo), quantize where asked, save as one file without external data."""
-    from ._onnx_graph import count_quantized, quantize_dynamic, quantize_static, without_traces
+    from ._onnx_graph import convert
 
+    artifact = draft
     if draft.precision is Precision.FP16:
         from ._torch_program import cast
 
-        model = without_traces(_convert(cast(module, "float16"), draft))
+        model = convert(cast(module, "float16"), draft)
     else:
-        model = without_traces(_convert(module, draft))
-    if draft.precision is Precision.W8A8_DYNAMIC:
-        model = quantize_dynamic(model)
-    elif draft.precision is Precision.W8A8:
-        assert calibration is not None  # checked by Target.export
-        model = quantize_static(model, calibration)
-    quantized = count_quantized(model) if draft.precision.is_quantized else None
-    artifact = dataclasses.replace(draft, quantized=quantized)
+        model = convert(module, draft)
+    if draft.precision.is_quantized:
+        from ._onnx_quantize import quantize
+
+        model, quantized = quantize(model, draft, calibration, draft.quantization.calibrator or _CALIBRATORS[0])
+        artifact = dataclasses.replace(draft, quantized=quantized)
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=artifact.to_json())
     model.producer_name, model.producer_version = "pocketvit", ""
@@ -47,22 +46,11 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     return artifact
 
 
-def _convert(module: nn.Module, draft: Artifact) -> onnx.ModelProto:
-    import torch
-
-    image = torch.zeros(1, *draft.spec.size)
-    program = torch.onnx.export(
-        module, (image,), dynamo=True, input_names=["image"], output_names=["logits"], verbose=False
-    )
-    assert program is not None  # only without dynamo
-    return program.model_proto
-
-
 def open_runner(artifact: Artifact, threads: int) -> Runner:
     """Start a session on the CPU; threads do not spin between images, so that other candidates are not disturbed."""
     with damage_reported(artifact.path, "ONNX"):
         _refuse_external_data(artifact.path)
-        session = _session(artifact.path, threads)
+        session = _session(artifact, threads)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if [i.name for i in inputs] != ["image"] or [o.name for o in outputs] != ["logits"]:
         raise BadInput(f"{artifact.path} does not map one 'image' to one 'logits'; export it again.")
@@ -72,12 +60,12 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
         return session.run(["logits"], {"image": image})[0]
 
     def profiled(image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:
-        return _profile(artifact.path, threads, image, runs)
+        return _profile(artifact, threads, image, runs)
 
     return FileRunner(artifact, threads, run_one, profiled)
 
 
-def _session(path: Path, threads: int, profile_prefix: str | None = None) -> Any:
+def _session(artifact: Artifact, threads: int, profile_prefix: str | None = None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -85,16 +73,19 @@ def _session(path: Path, threads: int, profile_prefix: str | None = None) -> Any
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if artifact.precision in (Precision.W8, Precision.W4):
+        # once, when loading: left in the graph, weights are turned into floats again for every image
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if profile_prefix:
         options.enable_profiling = True
         options.profile_file_prefix = profile_prefix
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(artifact.path), options, providers=["CPUExecutionProvider"])
 
 
-def _profile(path: Path, threads: int, image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:
+def _profile(artifact: Artifact, threads: int, image: NDArray[np.float32], runs: int) -> tuple[OpTime, ...]:
     """Run a second session with ONNX Runtime's own profiler; the first runs of each node are warm-up."""
     with tempfile.TemporaryDirectory() as directory:
-        session = _session(path, threads, str(Path(directory) / "profile"))
+        session = _session(artifact, threads, str(Path(directory) / "profile"))
         for _ in range(_PROFILE_WARM_UP + runs):
             session.run(["logits"], {"image": image})
         events = json.loads(Path(session.end_profiling()).read_text())
@@ -139,10 +130,14 @@ TARGETS.add(
         precisions={
             Precision.FP32: "torch.onnx dynamo exporter",
             Precision.FP16: "weights and arithmetic in float16; ONNX Runtime casts where the CPU has no kernel",
+            Precision.W8: "8-bit weights per output channel behind DequantizeLinear, float arithmetic; loaded without "
+            "session.disable_quant_qdq=1 they are dequantized again for every image",
+            Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",
             Precision.W8A8_DYNAMIC: "ONNX Runtime quantize_dynamic, per channel, MatMul and Gemm "
             "(8-bit convolutions run, but slower than float ones)",
-            Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",
+            Precision.W4: "MatMulNBits in groups, float arithmetic; convolutions with 8-bit weights, as in w8",
         },
+        calibrators=_CALIBRATORS,
         packages=("onnx", "onnxscript", "onnxruntime"),
         extra="onnx",
         write=write,

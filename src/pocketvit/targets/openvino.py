@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from ..errors import BadInput
-from ..types import METADATA_KEY, Artifact, OpTime, Precision, Quantized, Runner
+from ..types import METADATA_KEY, Artifact, Calibrator, OpTime, Precision, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner, Stopwatch
@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-_LAYERS = {"Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData", "MatMul"}
-_KEEPS_WEIGHTS = {"Convert", "Multiply", "Subtract", "Reshape", "Transpose", "FakeQuantize", "Unsqueeze", "Squeeze"}
 _PROFILE_WARM_UP = 3
+_CALIBRATORS = (Calibrator.MINMAX, Calibrator.PERCENTILE, Calibrator.MSE)  # the default first
 
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
@@ -36,19 +35,17 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     import openvino
 
     from ..models.graph import capture
+    from ._openvino_quantize import convert, quantize
 
-    program = capture(module, draft.spec)
-
-    model = openvino.convert_model(program)
+    model = convert(capture(module, draft.spec))
     model.inputs[0].get_tensor().set_names({"image"})
     model.outputs[0].get_tensor().set_names({"logits"})
     model.reshape({"image": [1, *draft.spec.size]})  # the converter leaves every side open
-    if draft.precision is Precision.W8A8:
-        assert calibration is not None  # checked by Target.export
-        model = _quantize(model, calibration)
     artifact = draft
     if draft.precision.is_quantized:
-        artifact = dataclasses.replace(draft, quantized=count_quantized(model))
+        calibrator = draft.quantization.calibrator or _CALIBRATORS[0]
+        model, quantized = quantize(model, draft, calibration, calibrator)
+        artifact = dataclasses.replace(draft, quantized=quantized)
     model.set_rt_info(artifact.to_json(), [METADATA_KEY])
     compress = draft.precision in (Precision.FP16, Precision.BF16)
     try:
@@ -60,31 +57,6 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
     return artifact
-
-
-def _quantize(model: Any, calibration: NDArray[np.float32]) -> Any:
-    import nncf
-
-    images = nncf.Dataset([image[None] for image in calibration])
-    with signal_stack_kept():
-        return nncf.quantize(model, images, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(calibration))
-
-
-def count_quantized(model: Any) -> Quantized:
-    """Count convolutions and products with a constant whose weights are stored as 8-bit integers, of all of them."""
-    kinds = []
-    for node in model.get_ops():
-        if node.get_type_name() in _LAYERS:
-            stored = [kind for i in range(2) if (kind := _stored_type(node.input_value(i).get_node()))]
-            kinds += [stored[0] in ("i8", "u8")] if stored else []
-    return Quantized(layers=sum(kinds), of=len(kinds))
-
-
-def _stored_type(node: Any) -> str | None:
-    """Element type of the constant behind a layer's operand; None for an activation."""
-    while node.get_type_name() in _KEEPS_WEIGHTS:
-        node = node.input_value(0).get_node()
-    return node.get_element_type().get_type_name() if node.get_type_name() == "Constant" else None
 
 
 def open_runner(artifact: Artifact, threads: int) -> Runner:
@@ -110,10 +82,14 @@ def open_runner(artifact: Artifact, threads: int) -> Runner:
 def _compile(artifact: Artifact, threads: int, *, profiling: bool) -> Any:
     import openvino
 
+    from ._openvino_quantize import DYNAMIC_GROUP
+
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "bf16" if artifact.precision is Precision.BF16 else "f32",
+        # 8-bit products wherever weights are compressed are OpenVINO's default, on CPUs that have them
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": DYNAMIC_GROUP if artifact.precision is Precision.W8A8_DYNAMIC else 0,
         "PERF_COUNT": profiling,
     }
     with signal_stack_kept():
@@ -159,8 +135,14 @@ TARGETS.add(
             Precision.FP32: "OpenVINO converter, float32 weights and arithmetic",
             Precision.FP16: "OpenVINO converter, weights compressed to float16, arithmetic in float32",
             Precision.BF16: "weights compressed to float16, arithmetic in bfloat16 on CPUs that have it",
+            Precision.W8: "NNCF weight compression, per output channel, arithmetic in float32",
             Precision.W8A8: "NNCF post-training quantization, transformer preset (smooth quant, bias correction)",
+            Precision.W8A8_DYNAMIC: "NNCF weight compression; products in 8 bits with activation ranges taken at run "
+            "time, of 32 neighbours each (DYNAMIC_QUANTIZATION_GROUP_SIZE), convolutions in float32",
+            Precision.W4: "NNCF weight compression in groups, by GPTQ where there are calibration images, arithmetic "
+            "in float32; convolutions with 8-bit weights",
         },
+        calibrators=_CALIBRATORS,
         packages=("openvino", "nncf"),
         extra="openvino",
         write=write,

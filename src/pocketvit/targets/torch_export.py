@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
-from ..types import METADATA_KEY, Artifact, Precision, Runner
+from ..types import METADATA_KEY, Artifact, Calibrator, Precision, Quantized, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner
@@ -20,21 +20,25 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.export import ExportedProgram
 
+CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX)
+_FLOAT_ARITHMETIC = "stored as integers, computed in float until torch.compile fuses them"
+_FLOATS = {Precision.FP16: "float16", Precision.BF16: "bfloat16"}
+
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
-    """Export, quantize with PT2E where asked, strip what is not the network, save."""
+    """Export, quantize where asked, strip what is not the network, save."""
     import torch
 
     from ..models.graph import capture
-    from ._torch_program import cast, count_quantized
+    from ._torch_program import cast
 
+    quantized = None
     if draft.precision.is_quantized:
-        program = _quantize(module, draft, calibration)
-    elif draft.precision is Precision.BF16:
-        program = capture(cast(module, "bfloat16"), draft.spec)
-    else:
+        program, quantized = _quantize(module, draft, calibration)
+    elif draft.precision is Precision.FP32:
         program = capture(module, draft.spec)
-    quantized = count_quantized(program) if draft.precision.is_quantized else None
+    else:
+        program = capture(cast(module, _FLOATS[draft.precision]), draft.spec)
     artifact = dataclasses.replace(draft, quantized=quantized)
     archive = io.BytesIO()  # saved by path, the archive would carry the name of the path
     torch.export.save(_bare(program), archive, extra_files={METADATA_KEY: artifact.to_json()})
@@ -42,17 +46,28 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     return artifact
 
 
-def _quantize(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> ExportedProgram:
-    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
-        X86InductorQuantizer,
-        get_default_x86_inductor_quantization_config,
-    )
+def _quantize(
+    module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None
+) -> tuple[ExportedProgram, Quantized]:
+    """Quantize every layer not kept; what is between them stays float."""
+    import torch
 
-    from ._torch_program import quantize
+    from ._torch_program import count, exported, named, observed, quantized_layers
+    from ._torch_quantize import ASKED, NOT_A_LAYER, LayerQuantizer, better_in_eight, eight_bits, weights_to_integers
 
-    dynamic = draft.precision is Precision.W8A8_DYNAMIC
-    quantizer = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config(is_dynamic=dynamic))
-    return quantize(module, draft.spec, quantizer, None if dynamic else calibration)
+    graph, layers = named(module, draft.spec)
+    wanted, precision = draft.quantization, draft.precision
+    reasons = dict.fromkeys(wanted.keep, ASKED)
+    names = {layer.name for layer in layers if layer.name not in reasons}
+    if precision in (Precision.W8, Precision.W4):
+        eight = names if precision is Precision.W8 else better_in_eight(layers, draft.classes)
+        weights_to_integers(graph, {name: None if name in eight else wanted.group_size for name in names})
+    else:
+        dynamic = precision is Precision.W8A8_DYNAMIC
+        config = eight_bits(torch.uint8, None if dynamic else wanted.calibrator or CALIBRATORS[0])
+        graph = observed(graph, draft.spec, LayerQuantizer(names, config), None if dynamic else calibration)
+    program = exported(graph, draft.spec)
+    return program, count(layers, quantized_layers(program), reasons, NOT_A_LAYER)
 
 
 def _bare(program: ExportedProgram) -> ExportedProgram:
@@ -117,12 +132,16 @@ TARGETS.add(
         suffix=".pt2",
         precisions={
             Precision.FP32: "torch.export",
+            Precision.FP16: "weights and arithmetic in float16",
             Precision.BF16: "weights and arithmetic in bfloat16",
-            Precision.W8A8: "PT2E static with X86InductorQuantizer, per channel, convolutions and linears; stored as "
-            "integers, computed in float until torch.compile fuses them",
-            Precision.W8A8_DYNAMIC: "PT2E dynamic with X86InductorQuantizer, per channel, convolutions and linears; "
-            "stored as integers, computed in float until torch.compile fuses them",
+            Precision.W8: "weights of all layers in 8 bits, per channel; computed in float",
+            Precision.W8A8: f"PT2E static (torchao), per channel, convolutions and linears; {_FLOAT_ARITHMETIC}",
+            Precision.W8A8_DYNAMIC: f"PT2E dynamic (torchao), per channel, convolutions and linears; "
+            f"{_FLOAT_ARITHMETIC}",
+            Precision.W4: "weights in 4 bits, in groups; in 8 bits those of the first layer, the classifier and "
+            "small layers; computed in float",
         },
+        calibrators=CALIBRATORS,
         packages=("torch", "torchao"),
         extra="torch",
         write=write,

@@ -1,4 +1,7 @@
-"""Core ML packages (.mlpackage, ML programs for iOS 16 and macOS 13 on); metadata in user_defined_metadata.
+"""Core ML packages (.mlpackage, ML programs); metadata in user_defined_metadata.
+
+They run from iOS 16 and macOS 13 on, those with 8-bit activations from iOS 17 and macOS 14, those with 4-bit weights
+from iOS 18 and macOS 15.
 
 On a Mac they run with Core ML. Elsewhere the file itself is interpreted: its own operations, on its own weights, with
 what it stores as fp16 rounded to fp16. Such numbers are called `interpreted`, and there are no times.
@@ -11,8 +14,7 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import CheckFailed
-from ...types import METADATA_KEY, Artifact, InputSpec, Precision, Runner
+from ...types import METADATA_KEY, Artifact, Calibrator, InputSpec, Precision, Runner
 from .. import TARGETS, Target
 from .._reading import NotOurs, check_metadata_size
 
@@ -23,19 +25,20 @@ if TYPE_CHECKING:
 
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
-    """Convert the torch.export program to an ML program, quantize weights where asked, save and seal the package."""
+    """Convert the torch.export program to an ML program, quantize it where asked, save and seal the package."""
     from ...models.graph import capture
-    from .convert import convert, describe, layers
+    from .convert import convert, describe
     from .package import read_package
     from .program import read_program
+    from .quantizing import quantize
     from .seal import seal
 
-    convert(capture(module, draft.spec).run_decompositions({}), draft)
+    artifact, names = draft, convert(capture(module, draft.spec).run_decompositions({}), draft)
+    if draft.precision.is_quantized:
+        artifact = dataclasses.replace(draft, quantized=quantize(draft, names, calibration))
     package = read_package(draft.path)
-    program = read_program(package)
-    artifact = dataclasses.replace(draft, quantized=layers(program)) if draft.precision.is_quantized else draft
     describe(package, artifact)
-    seal(package, program)
+    seal(package, read_program(package))
     return artifact
 
 
@@ -66,15 +69,8 @@ def embedded(path: Path) -> str:
 
 def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], reference: NDArray[np.float32]) -> str:
     """Hold the package against an fp32 twin of `module` and the twin against the model; see proof.py."""
-    from .convert import layers
-    from .package import read_package
-    from .program import read_program
     from .proof import prove as prove_twin
 
-    if artifact.quantized is not None:
-        counted = layers(read_program(read_package(artifact.path)))
-        if artifact.quantized != counted:
-            raise CheckFailed(f"it says {artifact.quantized} layers are quantized, but {counted} are.")
     return prove_twin(artifact, module, images, reference)
 
 
@@ -87,9 +83,16 @@ TARGETS.add(
             Precision.FP32: "coremltools ML program, compute precision FLOAT32",
             Precision.FP16: "coremltools ML program, compute precision FLOAT16",
             Precision.W8: "coremltools linear_quantize_weights, symmetric per channel, on the FLOAT16 program",
+            Precision.W8A8: "as w8, and 8-bit inputs of the layers by quantize and dequantize operations, per tensor, "
+            "calibrated through our interpreter; from iOS 17 and macOS 14 on",
+            Precision.W4: "coremltools linear_quantize_weights, 4 bits with a scale and an offset per group (palettes "
+            "of the same size keep less: docs/coreml.md), 8 bits in the first layer, the classifier and where a group "
+            "would have fewer than 8 weights; from iOS 18 and macOS 15 on",
         },
         packages=("coremltools",),
         extra="coreml",
+        # on a trained CNN 32.7 dB with MSE, 31.8 with everything seen, 30.8 with percentiles
+        calibrators=(Calibrator.MSE, Calibrator.MINMAX, Calibrator.PERCENTILE),
         interpreted=platform.system() != "Darwin",
         write=write,
         open=open_runner,

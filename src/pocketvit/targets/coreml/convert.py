@@ -1,32 +1,35 @@
-"""From a module to a saved package: torch.export, coremltools, weight quantization, operators coremltools lacks."""
+"""From a module to a saved float package: torch.export, coremltools, operators that coremltools lacks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...types import METADATA_KEY, Artifact, Precision, Quantized
+from ...types import METADATA_KEY, Artifact, Precision
+from .layers import number_nodes, take_names
 from .package import Package
-from .program import Op, Program
-from .values import Value
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-_LAYERS = {"conv": "weight", "conv_transpose": "weight", "linear": "weight", "matmul": "y"}
-_KEEPS_WEIGHTS = {"transpose", "reshape", "cast", "squeeze", "expand_dims", "identity"}
+# the oldest system whose operations a precision needs: 8-bit weights, 8-bit activations, scales for groups of weights
+_OLDEST = {Precision.W8A8: "iOS17", Precision.W4: "iOS18"}
 
 
-def convert(program: ExportedProgram, draft: Artifact) -> None:
-    """Write a decomposed `program` as draft.path in the draft's precision; it does not yet say what it is."""
+def convert(program: ExportedProgram, draft: Artifact, *, full: bool | None = None) -> dict[str, str]:
+    """Write a decomposed `program` as draft.path, in floats; it does not yet say what it is.
+
+    full: in float32, as a draft of fp32 is; a quantized precision starts from float16. Returns the name of the
+    layer, in the user's model, of each operation that carries weights.
+    """
     import coremltools as ct
 
     _register_missing_operators()
-    full = draft.precision is Precision.FP32
+    number_nodes(program)
+    full = draft.precision is Precision.FP32 if full is None else full
     pipeline = ct.PassPipeline.DEFAULT
-    if draft.precision is Precision.W8:
+    if draft.precision.is_quantized:
         # a constant that a norm and a layer share, as equal zeros of untrained models are, cannot be quantized for one
         pipeline.remove_passes({"common::const_deduplication"})
     model = ct.convert(
@@ -35,23 +38,12 @@ def convert(program: ExportedProgram, draft: Artifact) -> None:
         inputs=[ct.TensorType(name="image", shape=(1, *draft.spec.size), dtype=np.float32)],
         outputs=[ct.TensorType(name="logits", dtype=np.float32)],
         compute_precision=ct.precision.FLOAT32 if full else ct.precision.FLOAT16,
-        minimum_deployment_target=ct.target.iOS16,  # the first with 8-bit weights
+        minimum_deployment_target=getattr(ct.target, _OLDEST.get(draft.precision, "iOS16")),
         pass_pipeline=pipeline,
         skip_model_load=True,
     )
-    if draft.precision is Precision.W8:
-        model = _quantize_weights(model)
     model.save(str(draft.path))
-    # beside the package's own content coremltools leaves a map for ExecuTorch's debugger, which nothing here reads
-    (draft.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
-
-
-def _quantize_weights(model: Any) -> Any:
-    import coremltools.optimize.coreml as optimize
-
-    config = optimize.OpLinearQuantizerConfig(mode="linear_symmetric", weight_threshold=0)
-    kinds = {"conv": config, "conv_transpose": config, "linear": config, "matmul": config}
-    return optimize.linear_quantize_weights(model, optimize.OptimizationConfig(op_type_configs=kinds))
+    return take_names(draft.path, program)
 
 
 def describe(package: Package, artifact: Artifact) -> None:
@@ -93,24 +85,3 @@ def _register_missing_operators() -> None:
         if value is not None:
             product = Builder.mul(x=product, y=value)
         context.add(Builder.add(x=x, y=product, name=node.name))
-
-
-def layers(program: Program) -> Quantized:
-    """Count convolutions, linears and products with a constant whose weights are unpacked from integers, of all."""
-    producers = {output.name: op for op in program.block.ops for output in op.outputs}
-    kinds = []
-    for op in program.block.ops:
-        if op.kind in _LAYERS:
-            producer = _origin(op.inputs[_LAYERS[op.kind]][0], producers)
-            if producer is not None:
-                kinds.append(producer.kind.startswith("constexpr"))
-    return Quantized(layers=sum(kinds), of=len(kinds))
-
-
-def _origin(name: str | Value, producers: Mapping[str, Op]) -> Op | None:
-    """Constant behind a value, or None for an activation."""
-    while isinstance(name, str) and (op := producers.get(name)) is not None:
-        if op.kind not in _KEEPS_WEIGHTS:
-            return op if op.kind == "const" or op.kind.startswith("constexpr") else None
-        (name,) = op.inputs["x"]
-    return None

@@ -122,11 +122,7 @@ class Graph:
         array = np.asarray(numbers)
         if array.size > MAX_SPELT_OUT:
             raise BadInput(f"a new constant of {array.size} elements is too large to write")
-        op = type(near)()
-        op.type = "const"
-        made = op.outputs.add()
-        made.name = self._unique(hint)
-        value = op.attributes["val"]
+        op, value = self._constant(near, hint)
         if array.dtype.kind == "f":
             value.type.tensorType.dataType = _type("FLOAT16" if self.is_half(like) else "FLOAT32")
             tensor = value.immediateValue.tensor
@@ -134,6 +130,9 @@ class Graph:
                 tensor.bytes.values = array.astype(np.float16).tobytes()
             else:
                 tensor.floats.values.extend(array.astype(np.float32).reshape(-1).tolist())
+        elif array.dtype == np.int8:
+            value.type.tensorType.dataType = _type("INT8")
+            value.immediateValue.tensor.bytes.values = array.tobytes()
         elif array.dtype.kind == "b":
             value.type.tensorType.dataType = _type("BOOL")
             value.immediateValue.tensor.bools.values.extend(array.reshape(-1).tolist())
@@ -141,17 +140,40 @@ class Graph:
             value.type.tensorType.dataType = _type("INT32")
             value.immediateValue.tensor.ints.values.extend(array.reshape(-1).tolist())
         _set_shape(value.type, array.shape)
-        made.type.CopyFrom(value.type)
+        op.outputs[0].type.CopyFrom(value.type)
         self._finish(op, near)
-        return made.name
+        return op.outputs[0].name
+
+    def add_text(self, near: Any, hint: str, text: str) -> str:
+        """Put a constant string in before the operation `near`."""
+        op, value = self._constant(near, hint)
+        value.type.tensorType.dataType = _type("STRING")
+        value.immediateValue.tensor.strings.values.append(text)
+        op.outputs[0].type.CopyFrom(value.type)
+        self._finish(op, near)
+        return op.outputs[0].name
+
+    def _constant(self, near: Any, hint: str) -> tuple[Any, Any]:
+        """A constant operation under a new name, and its value, both still to be filled in."""
+        op = type(near)()
+        op.type = "const"
+        op.outputs.add().name = self._unique(hint)
+        return op, op.attributes["val"]
 
     def add(
-        self, near: Any, kind: str, arguments: Mapping[str, Any], hint: str, like: str, shape: Iterable | None = None
+        self,
+        near: Any,
+        kind: str,
+        arguments: Mapping[str, Any],
+        hint: str,
+        like: str,
+        shape: Iterable | None = None,
+        element: str = "",
     ) -> str:
         """Put an operation in before `near` and return the name of its result.
 
         arguments: names of values, or numbers that become constants. The result has the type of the value
-        `like`, with sides `shape` where given.
+        `like`, with sides `shape` and the element type `element` ("INT8") where given.
         """
         op = type(near)()
         op.type = kind
@@ -159,6 +181,8 @@ class Graph:
         made.type.CopyFrom(self._types[like])
         if shape is not None:
             _set_shape(made.type, tuple(shape))
+        if element:
+            made.type.tensorType.dataType = _type(element)
         made.name = self._unique(hint)
         self._bind(op, near, arguments, like)
         self._finish(op, near)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .arithmetic import HALF_MAX
 from .compiler import unpacked_constants
+from .layers import WEIGHTS
 from .program import Op, Program
 from .values import Dtype, TensorType, Value
 
@@ -36,18 +37,53 @@ class _Source:
     name: str
 
 
-def differences(shipped: Program, twin: Program) -> list[str]:
-    """Sentences, one for each place where `shipped` is not `twin` up to the rounding of its stored weights.
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An activation that a layer reads through 8 bits. reader, parameter: the twin's operation that reads it plain."""
 
-    Both are walked from their results to their inputs in step; float casts are looked through. An empty list means
-    every operation and parameter is the same, and every weight within its number format's rounding.
+    quantize: Op
+    dequantize: Op
+    reader: str
+    parameter: str
+
+    @property
+    def name(self) -> str:
+        """The value that is rounded."""
+        return str(self.quantize.inputs["input"][0])
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """Where a program is not its twin, in sentences; what it puts through 8 bits; the twin's operations by its own."""
+
+    differences: tuple[str, ...]
+    pairs: tuple[Pair, ...]
+    twins: Mapping[str, str]
+
+
+def differences(shipped: Program, twin: Program) -> list[str]:
+    """Where `shipped` is not `twin`, whose activations are plain too; see `likeness`."""
+    return list(likeness(shipped, twin).differences)
+
+
+def likeness(shipped: Program, twin: Program, *, activations: bool = False) -> Likeness:
+    """Hold `shipped` against `twin` up to the rounding of its stored weights.
+
+    Both are walked from their results to their inputs in step; float casts are looked through, and, with
+    `activations`, the pairs of operations that round what a layer reads. No differences mean that every operation
+    and parameter is the same, and every weight within its number format's rounding.
     """
-    return list(_Walk(shipped, twin).run())
+    walk = _Walk(shipped, twin, activations)
+    found = tuple(walk.run())
+    return Likeness(found, tuple(walk.pairs.values()), walk.twins)
 
 
 class _Walk:
-    def __init__(self, shipped: Program, twin: Program) -> None:
+    def __init__(self, shipped: Program, twin: Program, activations: bool) -> None:
         self.programs = (shipped, twin)
+        self.activations = activations
+        self.pairs: dict[tuple[str, str], Pair] = {}
+        self.twins: dict[str, str] = {}
         self.producers = tuple(_producers(program) for program in self.programs)
         self.constants = tuple(unpacked_constants(program) for program in self.programs)
         self.types = tuple(_types(program) for program in self.programs)
@@ -80,6 +116,7 @@ class _Walk:
 
     def _operation(self, a: Op, b: Op, waiting: list[tuple[str, str]]) -> Iterator[str]:
         """Compare what two operations of one kind are given; what is computed is left to be walked."""
+        self.twins[a.name] = b.name
         if a.blocks or b.blocks:
             yield f"{a} holds blocks, which are not compared"
             return
@@ -102,9 +139,20 @@ class _Walk:
                     continue
             for x, y in zip(ours, theirs, strict=True):
                 if isinstance(x, str) and isinstance(y, str):
-                    waiting.append((x, y))
+                    waiting.append((self._before_pair(x, a, b, parameter), y))
                 elif isinstance(x, str) or isinstance(y, str) or not _same_value(x.data, y.data):
                     yield f"{a} has another {parameter} than the twin"
+
+    def _before_pair(self, name: str, reader: Op, twin: Op, parameter: str) -> str:
+        """What a layer would read if its activation did not go through 8 bits, which is noted."""
+        after, _ = self.producers[0].get(name, (None, 0))
+        if not self.activations or reader.kind not in WEIGHTS or after is None or after.kind != "dequantize":
+            return name
+        before, _ = self.producers[0].get(str(after.inputs["input"][0]), (None, 0))
+        if before is None or before.kind != "quantize":
+            return name
+        self.pairs[twin.name, parameter] = Pair(before, after, twin.name, parameter)
+        return str(before.inputs["input"][0])
 
     def _axes(self, side: int, given: tuple[str | Value, ...]) -> list[int] | None:
         """The axes a transpose names, counted from the front; None where they are not a constant of its file."""
@@ -166,8 +214,12 @@ class _Walk:
             return None
         bits = (self.types[0][data] if isinstance(data, str) else data.type).dtype.bits
         blocks: list[int] = [side // int(count) for side, count in zip(theirs.shape, scale.shape, strict=True)]
-        split = theirs.abs().reshape([part for pair in zip(scale.shape, blocks, strict=True) for part in pair])
-        needed = split.amax(dim=[2 * i + 1 for i in range(rank)]) / (2 ** (bits - 1) - 1)
+        split = theirs.reshape([part for pair in zip(scale.shape, blocks, strict=True) for part in pair])
+        inside = [2 * i + 1 for i in range(rank)]
+        if "offset" in given:  # the levels go from the least number to the largest, and zero is among them
+            needed = (split.amax(inside).clamp(min=0) - split.amin(inside).clamp(max=0)) / (2**bits - 1)
+        else:
+            needed = split.abs().amax(inside) / (2 ** (bits - 1) - 1)
         half: Tensor = 0.5 * torch.minimum(scale.abs(), _NEEDED * needed)
         for i, block in enumerate(blocks):
             half = half.repeat_interleave(block, i)

@@ -11,7 +11,7 @@ import importlib.metadata
 import math
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,17 @@ from torch import nn
 
 from ...errors import CheckFailed
 from ...models.graph import capture
-from ...types import Artifact, Precision
+from ...types import Artifact, Precision, Quantized
+from .activations import unfit
+from .compiler import unpacked_constants
 from .convert import convert
 from .interpreter import Interpreter
-from .likeness import differences
+from .layers import count
+from .likeness import Pair, likeness
 from .ops import OPS
 from .package import read_package
-from .program import Op, read_program
+from .program import Op, Program, read_program
+from .quantizing import bits, quantize
 from .repair import TOLERANCE, difference, repaired_changes
 from .values import Dtype
 
@@ -52,32 +56,77 @@ def prove(artifact: Artifact, module: nn.Module, images: NDArray[np.float32], re
     types = [output.type for op in shipped.block.walk() for output in op.outputs if output.type is not None]
     if artifact.precision is Precision.FP32 and any(type_.dtype is Dtype.FP16 for type_ in types):
         raise CheckFailed("it says fp32 and holds fp16 values.")
+    activations = artifact.precision is Precision.W8A8
+    _check_count(artifact, count(shipped, {}, {}, activations=activations))
     changes = repaired_changes(package)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "twin.mlpackage"
-        convert(program, dataclasses.replace(artifact, path=path, precision=Precision.FP32, quantized=None))
+        names = convert(program, dataclasses.replace(artifact, path=path), full=True)
         twin = Interpreter(path)
         shown = follows(twin, program, images[:_MOST_IMAGES], reference[:_MOST_IMAGES])
+        if changes and activations:
+            return f"{shown}; it was repaired, and its ranges cannot be found again, so operations were not compared"
         if changes:
             # its operations are not the twin's: those of the package that was repaired are, and the two must be equal
-            before = Path(directory) / "unrepaired.mlpackage"
-            convert(program, dataclasses.replace(artifact, path=before))
+            before = dataclasses.replace(artifact, path=Path(directory) / "unrepaired.mlpackage")
+            again = convert(program, before)
+            if artifact.precision.is_quantized:
+                quantize(before, again, None)
             shown_to = [{"image": image[None]} for image in images[:_MOST_IMAGES]]
-            error = difference(Interpreter(before), Interpreter(package), shown_to)
+            error = difference(Interpreter(before.path), Interpreter(package), shown_to)
             if not error <= TOLERANCE:
                 raise CheckFailed(f"it was repaired, and is off by {error:.1e} of its logits' scale from what it was.")
-            shipped = read_program(read_package(before))
+            shipped = read_program(read_package(before.path))
             shown += f"; it is the converted file but for {len(changes)} rewrites, equal within {error:.0e}"
-    found = differences(shipped, twin.program)
-    if not found:
-        count = sum(op.kind != "const" for op in shipped.block.ops)
-        return f"{shown}, and the file is its twin: {count} operations, each weight within its format's rounding"
-    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    made, here = artifact.made_with.get("coremltools"), importlib.metadata.version("coremltools")
-    if made != here:
-        # another version may write another program for the same model
-        return f"{shown}; the file was made with coremltools {made}, not {here}, so operations were not compared"
-    raise CheckFailed(f"it is not its fp32 twin: {found[0]}{others}.")
+    found = likeness(shipped, twin.program, activations=activations)
+    if found.differences:
+        made, here = artifact.made_with.get("coremltools"), importlib.metadata.version("coremltools")
+        if made != here:
+            # another version may write another program for the same model
+            return f"{shown}; the file was made with coremltools {made}, not {here}, so operations were not compared"
+        raise CheckFailed(f"it is not its fp32 twin: {_first(found.differences)}.")
+    if wrong := tuple(unfit(found.pairs, unpacked_constants(shipped), twin, images[:_MOST_IMAGES])):
+        raise CheckFailed(f"its 8-bit activations do not fit its fp32 twin: {_first(wrong)}.")
+    _check_names(artifact, shipped, {op: names[twins] for op, twins in found.twins.items() if twins in names})
+    operations = sum(op.kind != "const" for op in shipped.block.ops)
+    return f"{shown}, and the file is its twin: {operations} operations, {_held(shipped, found.pairs)}"
+
+
+def _first(sentences: Sequence[str]) -> str:
+    return f"{sentences[0]}{f' (and {len(sentences) - 1} more)' if len(sentences) > 1 else ''}"
+
+
+def _check_count(artifact: Artifact, counted: Quantized) -> None:
+    """CheckFailed unless a quantized file has as many quantized layers as it says."""
+    said = artifact.quantized
+    if said is not None and (said.layers, said.of) != (counted.layers, counted.of):
+        raise CheckFailed(f"it says {said} layers are quantized, but {counted} are.")
+
+
+def _check_names(artifact: Artifact, shipped: Program, names: Mapping[str, str]) -> None:
+    """CheckFailed unless the layers that stayed float are those the file names, with all that it was asked to keep."""
+    if artifact.quantized is None:
+        return
+    counted = count(shipped, names, {}, activations=artifact.precision is Precision.W8A8)
+    said, kept = set(artifact.quantized.kept), set(counted.kept)
+    if said != kept:
+        raise CheckFailed(f"it says that {_listed(said)} stayed float, but {_listed(kept)} did.")
+    if lost := set(artifact.quantization.keep) - kept:
+        raise CheckFailed(f"it should keep {_listed(lost)} float, and does not.")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "no layer"
+
+
+def _held(shipped: Program, pairs: Sequence[Pair]) -> str:
+    """What was compared of weights and activations, in words."""
+    stored = bits(shipped)
+    forms = ", ".join(f"{n} in {width} bits" for width, n in sorted(stored.items()))
+    weights = f"each weight within its format's rounding{f' ({forms})' if len(stored) > 1 else ''}"
+    if not pairs:
+        return weights
+    return f"{weights}, the 8-bit ranges of {len(pairs)} layers' inputs fit what the twin computes there"
 
 
 def follows(
