@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,10 +14,11 @@ import pytest
 import torch
 from onnx import TensorProto
 
+from pocketvit.errors import BadInput
 from pocketvit.models import deployable
 from pocketvit.passes.ivit import integer
 from pocketvit.targets._onnx_integer import emit, integer_model
-from pocketvit.types import Artifact, Golden, Precision
+from pocketvit.types import Artifact, Golden, Precision, Quantization
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -84,14 +86,25 @@ def test_threads_and_exact_byte_products_change_nothing() -> None:
         assert all(np.array_equal(first, other) for other in others)
 
 
+def _draft(model: Any, path: Path, quantization: Quantization = Quantization()) -> Artifact:
+    return Artifact(
+        path=path, target="onnx", precision=Precision.INTEGER, model=model.name, trained=True, classes=10,
+        spec=model.spec, golden=Golden(images=(), sha256="", logits=()), weights_sha256="", quantization=quantization,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["deit", "swin, shifted windows and merging"])
 def test_every_layer_that_carries_weights_is_counted(name: str, tmp_path: Path) -> None:
     model = subjects.subject(name)
-    draft = Artifact(
-        path=tmp_path / "model.onnx", target="onnx", precision=Precision.INTEGER, model=name, trained=True, classes=10,
-        spec=model.spec, golden=Golden(images=(), sha256="", logits=()), weights_sha256="",
-    )  # fmt: skip
+    draft = _draft(model, tmp_path / "model.onnx")
     made, counted = integer_model(deployable(model), draft, subjects.images(8))
     assert counted.layers == counted.of > 8, f"{counted}: {counted.kept}"
     assert [i.name for i in made.graph.input] == ["image"]
     assert [o.name for o in made.graph.output] == ["logits"]
+
+
+def test_a_layer_to_keep_float_is_refused(tmp_path: Path) -> None:
+    model = subjects.subject("deit")
+    draft = _draft(model, tmp_path / "model.onnx", Quantization(keep=("head",)))
+    with pytest.raises(BadInput, match="head cannot stay float"):
+        integer_model(deployable(model), draft, subjects.images(8))

@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 
+from pocketvit.errors import CheckFailed
 from pocketvit.models import create, deployable
 from pocketvit.models.graph import capture, layers
 from pocketvit.targets import TARGETS, read_artifact
@@ -18,7 +19,7 @@ from pocketvit.targets._gptq import four_bits
 from pocketvit.targets._onnx_graph import convert, fold_transposed_weights, layer_nodes
 from pocketvit.targets._onnx_quantize import _prepared
 from pocketvit.targets._ranges import Histogram
-from pocketvit.types import Calibrator, Precision, Quantization
+from pocketvit.types import Calibrator, InputSpec, Precision, Quantization
 
 QUANTIZED = [precision for precision in TARGETS.get("onnx").precisions if precision.is_quantized]
 TINY = {
@@ -79,6 +80,13 @@ def test_a_layer_to_keep_is_float_in_the_file_and_said_to_be(precision, export):
     types = {tensor.name: tensor.data_type for tensor in graph.graph.initializer}
     assert types[node.input[1]] == onnx.TensorProto.FLOAT
     assert read_artifact(artifact.path).quantized == found
+
+
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_keeping_every_layer_leaves_nothing_to_quantize(precision, vit, export):
+    names = tuple(layer.name for layer in layers(capture(vit, InputSpec(size=(3, 32, 32)))))
+    with pytest.raises(CheckFailed, match="quantized 0/6 layers"):
+        export(precision, keep=names)
 
 
 def test_dynamic_int8_says_why_convolutions_stay_float(export):
@@ -148,7 +156,7 @@ def test_ranges_of_a_bell_with_one_far_outlier():
     for calibrator, lowest, highest in (
         (Calibrator.MINMAX, 40, 40),
         (Calibrator.PERCENTILE, 3.5, 4.2),  # one in 1e4 is above 3.72
-        (Calibrator.MSE, 4, 10),  # (40 - b)^2 against a million squares of b / 255 / sqrt(12)
+        (Calibrator.MSE, 8, 20),  # 1e6 ((4.8 + b) / 255)^2 / 12 + (40 - b)^2 is least near 13, and flat there
     ):
         high = seen.range(calibrator)[1]
         assert lowest <= high <= highest, f"{calibrator} chose {high}"

@@ -56,6 +56,8 @@ def _dynamic(model: onnx.ModelProto, keep: set[str], directory: Path) -> tuple[o
     layers = layer_nodes(model)
     slow = {name: _SLOW_CONVOLUTION for name, nodes in layers.items() if nodes[0].op_type.startswith("Conv")}
     names = _names(layers, keep | set(slow))
+    if not names:  # no names would mean all
+        return model, slow
     out = directory / "quantized.onnx"
     quantize_dynamic(
         model,
@@ -92,6 +94,8 @@ def _static(
     from onnxruntime.quantization.calibrate import TensorsData, save_tensors_data
 
     names = _names(layer_nodes(model), keep)
+    if not names:  # no names would mean all
+        return model
     chosen = [node for node in model.graph.node if node.name in set(names)]
     ranges = _ranges(model, chosen, calibration, calibrator)
     ends = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}

@@ -6,7 +6,7 @@ import itertools
 import math
 import operator as operator_module
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -255,7 +255,7 @@ def four_bits_dynamic(module: GraphModule, names: Collection[str], group_size: i
             steps = call(ops.quantize_affine.default, (node.args[0], token, *found, *limits))
             inputs = call(ops.dequantize_affine.default, (steps, token, *found, *limits))
             stored = tuple(module.graph.get_attr(f"{source.name}_{part}") for part in parts)
-            block = (stored[0], [1, group_size], *stored[1:], torch.int8, -8, 7)
+            block: tuple[Any, ...] = (stored[0], [1, group_size], *stored[1:], torch.int8, -8, 7)
             node.args = (inputs, call(ops.dequantize_affine.default, block), *node.args[2:])
     module.graph.eliminate_dead_code()
     module.recompile()

@@ -86,6 +86,11 @@ def _quantize(
         return exported(observed(graph, draft.spec, _static(names, config), calibration), draft.spec), layers, reasons
     _separate_inputs(graph, names)
     four = _in_four_bits(layers, names, draft) if draft.precision is Precision.W4 else set()
+    if draft.precision is Precision.W4 and not four:
+        raise CheckFailed(
+            f"{draft.display_name}: none of its {len(layers)} layers is a linear one whose rows divide into groups of "
+            f"{wanted.group_size}, and XNNPACK has 4-bit weights for those alone; export w8a8-dynamic."
+        )
     graph = observed(graph, draft.spec, LayerQuantizer(names - four, eight_bits(torch.int8, None)), None)
     four_bits_dynamic(graph, four, wanted.group_size)
     return exported(graph, draft.spec), layers, reasons

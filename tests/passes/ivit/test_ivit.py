@@ -108,6 +108,22 @@ def _in_int64(recorded: Any, pixels: torch.Tensor) -> dict[int, torch.Tensor]:
     return values
 
 
+def test_a_stream_that_grows_block_by_block_is_not_cut_off() -> None:
+    """Blocks that all add the same: each is small, their sum is not."""
+    model = tiny("vit_tiny_patch16_224", {**_VIT, "depth": 12})
+    with torch.no_grad():
+        for block in model.module.blocks:
+            block.mlp.fc2.weight *= 0.1
+            block.mlp.fc2.bias.fill_(3.0)
+            block.attn.proj.weight *= 0.1
+            block.mlp.fc2.bias[::2] *= -1
+    module = deployable(model)
+    x = torch.from_numpy(images(8))
+    with torch.no_grad():
+        found = _sqnr(module(x), integer(module, images(8))(x))
+    assert found > FLOOR_DB, f"{found:.1f} dB"
+
+
 def test_the_result_does_not_depend_on_threads_or_on_the_batch() -> None:
     form = integer(deployable(subject("deit")), images(8))
     pixels = form.quantize(torch.from_numpy(images(16)))

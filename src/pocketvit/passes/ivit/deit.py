@@ -35,10 +35,10 @@ def walk_deit(form: Form[X], model: Any, pixels: X, mean: Tensor, std: Tensor) -
         name, heads = f"blocks.{i}", block.attn.num_heads
         y = form.norm(f"{name}.norm1", x, block.norm1, Site(name=f"{name}.norm1"))
         y = attend(form, f"{name}.attn", y, block.attn, heads, None, block.ls1, stream)
-        x = form.add(x, y, block.drop_path1)
+        x = form.add(x, y, stream, block.drop_path1)
         y = form.norm(f"{name}.norm2", x, block.norm2, Site(name=f"{name}.norm2"))
         y = mlp(form, f"{name}.mlp", y, block.mlp, block.ls2, stream)
-        x = form.add(x, y, block.drop_path2)
+        x = form.add(x, y, stream, block.drop_path2)
     return _head(form, model, x)
 
 

@@ -46,9 +46,9 @@ class Exact(Form[Tensor]):
             scores = biased(scores, bias)
         return self.see(scores.softmax(-1) @ v, mixed_site(name))
 
-    def add(self, x: Tensor, y: Tensor, drop_path: nn.Module | None = None) -> Tensor:
+    def add(self, x: Tensor, y: Tensor, to: Site, drop_path: nn.Module) -> Tensor:
         """As the form says."""
-        return x + y
+        return self.see(x + y, to)
 
     def add_constant(self, x: Tensor, constant: Tensor, to: Site) -> Tensor:
         """As the form says."""

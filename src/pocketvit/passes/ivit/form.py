@@ -51,8 +51,8 @@ class Form(ABC, Generic[X]):
         """softmax(scale q k^T + bias) v of (B, heads, N, D); bias (heads, N, N), or (windows, heads, N, N)."""
 
     @abstractmethod
-    def add(self, x: X, y: X, drop_path: nn.Module | None = None) -> X:
-        """Sum of x and y, both at one 16-bit site; y dropped at random while training."""
+    def add(self, x: X, y: X, to: Site, drop_path: nn.Module) -> X:
+        """Sum of x and y, both at the 16-bit site `to`; y dropped at random while training."""
 
     @abstractmethod
     def add_constant(self, x: X, constant: Tensor, to: Site) -> X:

@@ -108,10 +108,10 @@ class Recording(Form[Quantity]):
         mixed = weighted_mean(sums, weights, multiplier, bits, to.zero, 1, 255)
         return self._mark(to, mixed.to(torch.uint8), mixed_scale)
 
-    def add(self, x: Quantity, y: Quantity, drop_path: nn.Module | None = None) -> Quantity:
+    def add(self, x: Quantity, y: Quantity, to: Site, drop_path: nn.Module) -> Quantity:
         """As the form says."""
         assert x.scale == y.scale, "only numbers at one site can be added"
-        return replace(x, ints=(x.ints + y.ints).clamp(-32767, 32767))
+        return self._mark(to, (x.ints + y.ints).clamp(-to.largest, to.largest), x.scale)
 
     def add_constant(self, x: Quantity, constant: Tensor, to: Site) -> Quantity:
         """As the form says."""

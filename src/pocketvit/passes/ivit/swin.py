@@ -72,6 +72,7 @@ def _block(form: Form[X], name: str, x: X, block: Any, stream: Site) -> X:
         bias = bias + block.attn_mask[:, None]
     y = form.move(y, windows)
     y = attend(form, f"{name}.attn", y, block.attn, block.attn.num_heads, bias, nn.Identity(), stream)
-    x = form.add(x, form.move(y, maps), block.drop_path1)
+    x = form.add(x, form.move(y, maps), stream, block.drop_path1)
     y = form.norm(f"{name}.norm2", x, block.norm2, Site(name=f"{name}.norm2"))
-    return form.add(x, mlp(form, f"{name}.mlp", y, block.mlp, nn.Identity(), stream), block.drop_path2)
+    y = mlp(form, f"{name}.mlp", y, block.mlp, nn.Identity(), stream)
+    return form.add(x, y, stream, block.drop_path2)

@@ -140,10 +140,11 @@ class Training(Form[Quantity]):
             mixed = weighted_mean(sums, ints, multiplier, bits, to.zero, 1, 255) - to.zero
         return Quantity(ints=valued(exact.clamp(-to.largest, to.largest), mixed), scale=mixed_scale)
 
-    def add(self, x: Quantity, y: Quantity, drop_path: nn.Module | None = None) -> Quantity:
+    def add(self, x: Quantity, y: Quantity, to: Site, drop_path: nn.Module) -> Quantity:
         """As the form says."""
-        branch = y.ints if drop_path is None else drop_path(y.ints)
-        total = (x.ints + branch).clamp(-32767, 32767)
+        total = x.ints + drop_path(y.ints)
+        self._see(total, x.scale, to)
+        total = total.clamp(-to.largest, to.largest)
         return replace(x, ints=valued(total, total.detach().round()))  # a branch that is kept is scaled up
 
     def add_constant(self, x: Quantity, constant: Tensor, to: Site) -> Quantity:
