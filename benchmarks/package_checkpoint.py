@@ -84,7 +84,7 @@ images (a tenth is set apart for validation){learnt}. A small model to measure w
 | epochs | {settings["epochs"]} |
 | training | {asked.minutes:.0f} minutes on {asked.on} |
 | weights | half precision (running statistics in single), {size / 1e6:.2f} MB, computed in fp32 |
-| input | {size_text}, mean {spec.mean[0]}, std {spec.std[0]}, {spec.interpolation} resize |
+| input | {size_text}, mean {spec.mean[0]}, std {spec.std[0]}, {spec.interpolation} |
 | SHA-256 of the weights as loaded | {weights_sha256(shipped.module)} |
 
 Measure it again, with train.parquet and test.parquet of CIFAR-10 in one folder:

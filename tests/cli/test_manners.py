@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-COMMANDS = "demo run models choose info classify convert-moat train export verify eval bench compare report doctor".split()
+COMMANDS = (
+    "demo run models choose info classify convert-moat train export verify eval bench compare report doctor".split()
+)
 
 
 def test_help_names_every_command(cli) -> None:

@@ -79,7 +79,7 @@ class Target:
 
     def needs_calibration(self, precision: Precision) -> bool:
         """True where export needs images to find the activations' ranges."""
-        return precision is Precision.W8A8
+        return precision in (Precision.W8A8, Precision.INTEGER)
 
     def export(self, module: nn.Module, draft: Artifact, calibration: Calibration = None) -> Artifact:
         """Write `module` as draft.path, with the artifact's metadata inside; return the artifact as written.

@@ -123,6 +123,8 @@ class _Writer:
             self.node("Cast", [shifted], out, to=_TYPES[dtype])
         elif step.kind == "clamp":
             self.node("Clip", [*inputs, *(self.constant(scalar(limit)) for limit in options)], out)
+        elif step.kind == "reaches":
+            self.node("Cast", [self.node("GreaterOrEqual", inputs, f"{out}_true")], out, to=_TYPES[dtype])
         elif step.kind in ("largest", "total"):
             kind = "ReduceMax" if step.kind == "largest" else "ReduceSum"
             self.node(kind, [*inputs, self.constant(np.array([options[0]], np.int64))], out, keepdims=1)

@@ -44,7 +44,11 @@ def store_weights_as_integers(
             else:
                 graph.dequantize(node, index)
     if group_size is not None:
-        moments = {} if calibration is None else _moments(model, {node.input[0] for node in grouped}, calibration)
+        moments = (
+            {}
+            if calibration is None or not grouped
+            else _moments(model, {node.input[0] for node in grouped}, calibration)
+        )
         for node in grouped:
             graph.group(node, group_size, moments.get(node.input[0]))
     graph.finish()

@@ -1,8 +1,4 @@
-"""The range of an activation, chosen from a histogram of what calibration images showed of it.
-
-There is no entropy: the divergence of 2048 (or 8192) bins from 256 levels hardly sees what clipping a few large
-values costs, and a RegNet trained on CIFAR-10 fell to 5 dB and lost 19 points of top-1 (MSE: 28.7 dB, none).
-"""
+"""The range of an activation, chosen from a histogram of what calibration images showed of it."""
 
 from __future__ import annotations
 
@@ -39,13 +35,17 @@ class Histogram:
 
     def fill(self, values: NDArray[np.float32]) -> None:
         """Count these values, all within the ends."""
+        if not 0 < self.high - self.low < np.inf:
+            return  # nothing to choose from
         self.counts += np.histogram(values, _BINS, (self.low, self.high))[0]
 
     def range(self, calibrator: Calibrator) -> tuple[float, float]:
         """The ends that `calibrator` chooses; after `fill`, unless it is minmax."""
-        if calibrator is Calibrator.MINMAX or self.low == self.high:
+        if calibrator is Calibrator.MINMAX or not self.counts.any():
             return self.low, self.high
-        return self._percentile() if calibrator is Calibrator.PERCENTILE else self._least_error()
+        if calibrator is Calibrator.PERCENTILE:
+            return self._percentile()
+        return self._least_error() if calibrator is Calibrator.MSE else self._least_divergence()
 
     def _percentile(self) -> tuple[float, float]:
         share = np.cumsum(self.counts) / self.counts.sum()
@@ -64,6 +64,35 @@ class Histogram:
             possible = [ends for ends in tried if ends[0] < ends[1]]
             low, high = min(possible, key=lambda ends: _squared_error(centres, self.counts, *ends))
         return low, high
+
+    def _least_divergence(self) -> tuple[float, float]:
+        """Both ends moved in alike until the levels tell least from the values (Migacz, GTC 2017).
+
+        To a half at most: with fewer bins for each level the divergence of what is left vanishes by itself, and a
+        RegNet trained on CIFAR-10 had 4.6 dB (MSE: 28.1). How far a clipped value was it does not see either.
+        """
+        edges = np.linspace(self.low, self.high, _BINS + 1)
+        least = 4 * _LEVELS / _BINS
+        share = min(_SHRUNK[least <= _SHRUNK], key=lambda share: _divergence(edges, self.counts, share))
+        return share * self.low, share * self.high
+
+
+def _divergence(edges: NDArray[np.float64], counts: NDArray[np.float64], share: float) -> float:
+    """Kullback-Leibler divergence of values clipped to `share` of both ends from what 256 levels make of them."""
+    first = int(np.searchsorted(edges, share * edges[0], "right")) - 1
+    last = int(np.searchsorted(edges, share * edges[-1], "left"))
+    inside = counts[max(first, 0) : last]
+    values = inside.copy()
+    values[0] += counts[: max(first, 0)].sum()
+    values[-1] += counts[last:].sum()
+    level = np.arange(len(inside)) * _LEVELS // len(inside)
+    present = inside > 0
+    mean = np.bincount(level, inside, _LEVELS) / np.maximum(np.bincount(level, present, _LEVELS), 1)
+    held = np.where(present, mean[level], 0.0)
+    if not held.any():
+        return float("inf")
+    p, q = values / values.sum(), np.maximum(held / held.sum(), 1e-12)
+    return float((p[p > 0] * np.log(p[p > 0] / q[p > 0])).sum())
 
 
 def _squared_error(centres: NDArray[np.float64], counts: NDArray[np.float64], low: float, high: float) -> float:

@@ -9,41 +9,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
-from ..types import METADATA_KEY, Artifact, Calibrator, OpTime, Precision, Runner
+from ..types import METADATA_KEY, Artifact, Calibrator, OpTime, Precision, Quantized, Runner
 from . import TARGETS, Target
 from ._reading import NotOurs, check_metadata_size, check_shapes, damage_reported
 from ._runner import FileRunner, Stopwatch
 
 if TYPE_CHECKING:
     import numpy as np
+    import onnx
     from numpy.typing import NDArray
     from torch import nn
 
 _PROFILE_WARM_UP = 3
-_CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX)  # the default first
+_CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX, Calibrator.ENTROPY)  # the default first
 
 
 def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None) -> Artifact:
     """Export through torch.export (dynamo), quantize where asked, save as one file without external data."""
-    from ._onnx_graph import convert
-
-    artifact = draft
-    if draft.precision is Precision.FP16:
-        from ._torch_program import cast
-
-        model = convert(cast(module, "float16"), draft)
-    else:
-        model = convert(module, draft)
-    if draft.precision.is_quantized:
-        from ._onnx_quantize import quantize
-
-        model, quantized = quantize(model, draft, calibration, draft.quantization.calibrator or _CALIBRATORS[0])
-        artifact = dataclasses.replace(draft, quantized=quantized)
+    model, quantized = _graph(module, draft, calibration)
+    artifact = dataclasses.replace(draft, quantized=quantized)
     del model.metadata_props[:]
     model.metadata_props.add(key=METADATA_KEY, value=artifact.to_json())
     model.producer_name, model.producer_version = "pocketvit", ""
     artifact.path.write_bytes(model.SerializeToString())
     return artifact
+
+
+def _graph(
+    module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] | None
+) -> tuple[onnx.ModelProto, Quantized | None]:
+    """The network in the draft's precision, and how many layers were quantized."""
+    from ._onnx_graph import convert
+
+    if draft.precision is Precision.INTEGER:
+        from ._onnx_integer import integer_model
+
+        assert calibration is not None  # checked by Target.export
+        return integer_model(module, draft, calibration)
+    if draft.precision is Precision.FP16:
+        from ._torch_program import cast
+
+        return convert(cast(module, "float16"), draft), None
+    model = convert(module, draft)
+    if not draft.precision.is_quantized:
+        return model, None
+    from ._onnx_quantize import quantize
+
+    return quantize(model, draft, calibration, draft.quantization.calibrator or _CALIBRATORS[0])
 
 
 def open_runner(artifact: Artifact, threads: int) -> Runner:
@@ -73,6 +85,8 @@ def _session(artifact: Artifact, threads: int, profile_prefix: str | None = None
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if artifact.precision is Precision.INTEGER:  # products of bytes saturate on processors without VNNI otherwise
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if artifact.precision in (Precision.W8, Precision.W4):
         # once, when loading: left in the graph, weights are turned into floats again for every image
         options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -135,6 +149,8 @@ TARGETS.add(
             Precision.W8A8: "ONNX Runtime quantize_static, QDQ, per channel, every layer with weights",
             Precision.W8A8_DYNAMIC: "ONNX Runtime quantize_dynamic, per channel, MatMul and Gemm "
             "(8-bit convolutions run, but slower than float ones)",
+            Precision.INTEGER: "I-ViT: only integers between the quantized image and the logits; DeiT- and Swin-style "
+            "models",
             Precision.W4: "MatMulNBits in groups, float arithmetic; convolutions with 8-bit weights, as in w8",
         },
         calibrators=_CALIBRATORS,

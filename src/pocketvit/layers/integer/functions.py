@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .program import known
+from .program import known, reaches
 
 # (1.0111)_2 for log2(e) = 1.4427 (section 3.3) and (1.1011)_2 for 1.702 (section 3.4), each in sixteenths: one product
 # and one shift in place of the paper's three shifts and sums, which differ from them only in how they round
@@ -89,8 +89,7 @@ def integer_sqrt(x: Any) -> Any:
     Newton's iteration, I <- (I + x // I) >> 1, from a power of two between once and twice the root.
     """
     powers = torch.arange(_ROOT_BITS, dtype=torch.int64, device=x.device)
-    reached = (x - (4**powers - 1)).clamp(0, 1)  # 1 for each power of 4 that x is not below
-    root = (reached * 2**powers).sum(-1, keepdim=True, dtype=torch.int64) + 1
+    root = (reaches(x, 4**powers) * 2**powers).sum(-1, keepdim=True, dtype=torch.int64) + 1
     for _ in range(_NEWTON_STEPS):
         root = known((root + x // known(root, 1, 1 << 32)) >> 1, 1, 1 << 32)
     return root

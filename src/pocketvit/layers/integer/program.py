@@ -40,7 +40,8 @@ KINDS: dict[str, Callable[..., Tensor]] = {
     "divide": lambda x, y: torch.div(x, y, rounding_mode="floor"),  # of nothing negative
     "shift": lambda x, bits: x >> bits,  # right, by a constant, of nothing negative
     "shift_by": lambda x, bits: x >> bits,  # right, by another value, of nothing negative
-    "clamp": torch.clamp,
+    "clamp": torch.clamp,  # of int32
+    "reaches": lambda x, y: (x >= y).to(x.dtype),  # 1 or 0
     "absolute": torch.abs,
     "largest": lambda x, dim: x.amax(dim, keepdim=True),
     "total": lambda x, dim: x.sum(dim, keepdim=True, dtype=x.dtype),
@@ -63,6 +64,11 @@ def product(x: Any, y: Any, zero: int) -> Any:
 def pad(x: Any, *edges: int) -> Any:
     """Zeros round a tensor or a value; edges as torch counts them, from the last axis."""
     return x.program.record("pad", (x,), edges) if isinstance(x, Value) else F.pad(x, edges)
+
+
+def reaches(x: Any, y: Any) -> Any:
+    """1 where x >= y, of a tensor or a value, else 0, in the type of x."""
+    return x._with("reaches", y) if isinstance(x, Value) else KINDS["reaches"](x, y)
 
 
 def known(x: Any, lowest: int, highest: int) -> Any:
@@ -128,7 +134,8 @@ class Value:
         return self.program.record("absolute", (self,), ())
 
     def clamp(self, lowest: int, highest: int) -> Value:
-        """As of a tensor."""
+        """As of a tensor of int32: ONNX Runtime 1.31 clips some numbers of int64 to the wrong end."""
+        assert self.dtype is torch.int32
         return self.program.record("clamp", (self,), (lowest, highest))
 
     def amax(self, dim: int, keepdim: bool) -> Value:
@@ -239,6 +246,8 @@ def _bounds(
         if kind == "cast":
             return a.lowest, a.highest
         return np.maximum(0, np.maximum(a.lowest, -a.highest)), np.maximum(-a.lowest, a.highest)
+    if kind == "reaches":
+        return 0, 1
     if kind == "clamp":
         low, high = options
         return np.clip(a.lowest, low, high), np.clip(a.highest, low, high)

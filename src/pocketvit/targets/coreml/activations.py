@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _COARSEST = 4.0  # times the step that the images shown need: calibration may have seen values four times as large
-_CLIPPED = 0.01  # share of the values: calibrators cut off a thousandth at most
+# share of the values: calibrators cut off a thousandth, but where values are few (behind a pooling) new images more
+_CLIPPED = 0.05
 
 
 @dataclass(slots=True)
