@@ -16,7 +16,7 @@ from pocketvit.measure.ane.audit import audit
 from pocketvit.measure.ane.torch_graph import torch_records
 from pocketvit.models import Model, create, deployable
 from pocketvit.models.graph import capture
-from pocketvit.targets.coreml.convert import convert as convert_package
+from pocketvit.targets import TARGETS
 from pocketvit.targets.coreml.package import read_package
 from pocketvit.targets.coreml.program import read_program
 from pocketvit.types import Artifact, Evidence, Golden, Precision
@@ -58,9 +58,7 @@ def convert(name: str, directory: Path, precision: Precision = Precision.FP16) -
         golden=Golden(images=(), sha256="", logits=()),
         weights_sha256="",
     )
-    program = capture(deployable(model), model.spec).run_decompositions({})
-    convert_package(program, draft)
-    return draft.path
+    return TARGETS.get("coreml").export(deployable(model), draft).path
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +218,7 @@ def test_sweep_sets_the_size_of_a_transformer():
     assert 257 / 65 < grown < (257 / 65) ** 2, f"{grown:.2f}: linear layers grow with the tokens, attention squared"
 
 
+@pytest.mark.slow
 def test_sweep_keeps_the_windows_of_a_model():
     """timm's own way would make them 14x14 at twice the size: another model."""
     found = audit_ane("swin_tiny_patch4_window7_224", sizes=(224, 448)).sweep

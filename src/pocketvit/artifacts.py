@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -178,7 +178,7 @@ def export(
             spec=model.spec,
             golden=make_golden(images.verification[:shown], reference[:shown]),
             weights_sha256=weights_sha256(model.module),
-            quantization=quantization,
+            quantization=_applying(quantization, wanted),
             made_with=environment.versions(),
         )
         chosen.export(deployable(model), draft, images.calibration)
@@ -193,6 +193,13 @@ def export(
         proof=found.proof,
         failures=(),
     )
+
+
+def _applying(quantization: Quantization, precision: Precision) -> Quantization:
+    """What of the options a file of this precision is made with, and so says of itself."""
+    if not precision.is_quantized:
+        return Quantization()
+    return quantization if precision is Precision.W8A8 else replace(quantization, calibrator=None)
 
 
 def verify(

@@ -88,8 +88,8 @@ class Quantization:
 
     def __post_init__(self) -> None:
         """Refuse a group that no format can hold."""
-        if self.group_size < 16 or self.group_size & (self.group_size - 1):
-            raise BadInput(f"group_size must be a power of two from 16 on, not {self.group_size}.")
+        if not 16 <= self.group_size <= 4096 or self.group_size & (self.group_size - 1):
+            raise BadInput(f"group_size must be a power of two from 16 to 4096, not {self.group_size}.")
 
 
 class Evidence(StrEnum):
@@ -198,7 +198,7 @@ class Artifact:
                 quantization=_quantization(raw.get("quantization")),
                 made_with={str(k): str(v) for k, v in raw["made_with"].items()},
             )
-        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError) as e:
             raise BadInput(f"The pocketvit metadata in {path} cannot be read ({e}); export the file again.") from e
 
     @property
@@ -218,9 +218,11 @@ def _quantization(raw: Mapping[str, Any] | None) -> Quantization:
     """Older files say nothing."""
     if raw is None:
         return Quantization()
-    calibrator = raw["calibrator"]
+    calibrator, keep = raw["calibrator"], raw["keep"]
+    if not isinstance(keep, list):
+        raise TypeError("quantization.keep is not a list")
     return Quantization(
-        keep=tuple(map(str, raw["keep"])),
+        keep=tuple(map(str, keep)),
         calibrator=None if calibrator is None else Calibrator(calibrator),
         group_size=int(raw["group_size"]),
     )

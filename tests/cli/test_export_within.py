@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .conftest import Call
 
 
-def test_a_file_within_a_budget_says_what_it_cost(shell: Call, checkpoint: Path) -> None:
+def test_a_file_within_a_budget_says_what_it_cost(shell: Call, cli: Call, checkpoint: Path) -> None:
     budget = "--max-drop 3 --data digits --rounds 5 --calibration 16".split()
     told = shell("export", checkpoint, "--to", "openvino:w8a8", *budget, "--json").json
     (file,) = told["files"]
@@ -22,7 +22,7 @@ def test_a_file_within_a_budget_says_what_it_cost(shell: Call, checkpoint: Path)
     assert forms == ["eager:fp32", "openvino:fp32", "openvino:w8a8"]
     (recommended,) = told["recommended"]
     assert recommended["target"] == "openvino"
-    printed = shell("export", checkpoint, "--to", "openvino:w8a8", *budget).out
+    printed = cli("export", checkpoint, "--to", "openvino:w8a8", *budget).out
     assert "of 3 points" in printed
     assert "ratio" in printed
 

@@ -189,7 +189,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize(
-    "stages", [pytest.param(STAGES[::2], id="half"), pytest.param(STAGES, id="all", marks=pytest.mark.slow)]
+    "stages", [pytest.param(STAGES[::4], id="some"), pytest.param(STAGES, id="all", marks=pytest.mark.slow)]
 )
 def test_killed_at_every_stage_a_run_ends_with_the_same_results(
     stages: list[str], finished: tuple[Path, Path], tmp_path: Path
@@ -328,6 +328,7 @@ def test_another_source_to_report_on(finished: tuple[Path, Path], tmp_path: Path
         run(recipe(test=f"folder:{few}"), tmp_path / "run3")
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_pretrained_model_on_a_folder(finished: tuple[Path, Path], tmp_path: Path) -> None:
     """As shipped, but for where the weights come from: there is no network here."""
     recipe = read_recipe(find_recipe("timm_folder"))
@@ -342,6 +343,7 @@ def test_the_recipe_for_a_pretrained_model_on_a_folder(finished: tuple[Path, Pat
     assert found.rows[1].accuracy == found.rows[0].accuracy
 
 
+@pytest.mark.slow
 def test_the_recipe_for_a_huggingface_vit(tmp_path: Path) -> None:
     """As shipped, with a small ViT saved by transformers and a parquet file written here."""
     transformers = pytest.importorskip("transformers", reason="the extra 'hf' is not installed")

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from pocketvit.artifacts import ProofImages, proof_images
-from pocketvit.errors import BadInput
+from pocketvit.data import ImageDataset
+from pocketvit.errors import BadInput, CheckFailed
 from pocketvit.models import EagerRunner, Model, create
 from pocketvit.quantization import (
     Labelled,
@@ -19,11 +20,13 @@ from pocketvit.quantization import (
     budgeted,
     check_drop,
     export_files,
+    export_within,
     labelled,
     measured_calibrators,
 )
+from pocketvit.stages import RunDirectory
 from pocketvit.targets import TARGETS
-from pocketvit.types import Calibrator, Precision, Quantization
+from pocketvit.types import Accuracy, Calibrator, Precision, Quantization, Runner
 
 RUINED = "blocks.0.mlp.fc1"
 MOST = 1.0  # points
@@ -129,11 +132,11 @@ def test_the_same_command_again_makes_no_file_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before, directory = searched
-    made: list[Path] = []
+    made: list[str] = []
     export = budgeted.export
 
     def counted(model: Model, target: str, path: Path, *args: object, **kwargs: object) -> object:
-        made.append(path)
+        made.append(path.name)
         return export(model, target, path, *args, **kwargs)  # type: ignore[arg-type]
 
     monkeypatch.setattr(budgeted, "export", counted)
@@ -142,9 +145,58 @@ def test_the_same_command_again_makes_no_file_twice(
     after = export_files(
         model, jobs, max_drop=MOST, data=data, images=images, work=directory / "search", rounds=2, threads=2
     )
-    assert made == [path], "only the final file is made again"
+    assert made == [path.name], "only the final file is made again"
     assert after.made[0].reasons == before.made[0].reasons
     assert after.made[0].accuracy == before.made[0].accuracy
+
+
+def test_a_retrained_model_of_the_same_name_is_scored_anew(
+    searched: tuple[Outcome, Path], model: Model, images: ProofImages, data: Labelled
+) -> None:
+    before, directory = searched
+    module = copy.deepcopy(model.module)
+    with torch.no_grad():
+        module.head.weight.zero_()  # type: ignore[union-attr,operator]
+        module.head.weight[:, 0] = 1  # type: ignore[union-attr,index,operator]
+    other = replace(model, module=module)
+    found = budgeted.float_accuracy(other, "test", data.test, RunDirectory(directory / "search"), 2)
+    assert before.rows[0].accuracy is not None
+    assert found.top1 < before.rows[0].accuracy.top1 - 0.1, "the accuracy of the other weights was taken"
+
+
+def test_a_file_kinder_on_the_search_images_is_rejected_and_the_next_one_tried(
+    model: Model, images: ProofImages, data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was at the path stays, until a file holds; one that holds on the search's images alone is not enough."""
+    path = tmp_path / "vit.onnx"
+    scored = budgeted.accuracy
+    unkind = []
+
+    def accuracy(runner: Runner, dataset: ImageDataset, *args: object) -> Accuracy:
+        found = scored(runner, dataset, *args)  # type: ignore[arg-type]
+        if dataset is data.test and not isinstance(runner, EagerRunner) and len(unkind) < 2:
+            unkind.append(found)
+            return replace(found, top1=found.top1 - 0.5)
+        return found
+
+    monkeypatch.setattr(budgeted, "accuracy", accuracy)
+    with RunDirectory(tmp_path / "search").open() as directory:
+        made = export_within(
+            model, "onnx", path, Precision.W8A8, max_drop=MOST, data=data, images=images, directory=directory,
+            wanted=Quantization(calibrator=Calibrator.MINMAX),
+        )  # fmt: skip
+    assert len(unkind) == 2
+    assert made.drop <= MOST + 1e-9
+    assert RUINED in made.verification.artifact.quantization.keep
+    assert len(made.verification.artifact.quantization.keep) >= 2, "the files that were rejected kept fewer layers"
+    monkeypatch.setattr(budgeted, "accuracy", lambda *args: replace(scored(*args), top1=float("nan")))
+    before = path.read_bytes()
+    with pytest.raises(CheckFailed), RunDirectory(tmp_path / "other").open() as directory:
+        export_within(
+            model, "onnx", path, Precision.W8A8, max_drop=MOST, data=data, images=images, directory=directory
+        )
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other", "search", "vit.onnx"]
 
 
 def test_calibrators_are_measured_and_few_images_are_not_divided(model: Model, images: ProofImages) -> None:

@@ -43,6 +43,13 @@ def test_slower_is_called_slower_and_the_size_is_still_told() -> None:
     assert "it takes 0.30 of the bytes" in found.sentence
 
 
+def test_a_file_that_gains_is_not_hidden_by_a_faster_one_that_wavers() -> None:
+    (found,) = recommend([FLOAT, row("w8", 7.0, 7.9, 10.5), row("w8a8", 7.9, 8.0, 8.1)])
+    assert (found.row.precision, found.gains) == ("w8a8", True), found.sentence
+    (found,) = recommend([FLOAT, row("w8", 8.5, 9.6, 9.9)])
+    assert "w8 shows no gain beyond the spread on this machine, so fp32 stays" in found.sentence
+
+
 def test_the_best_of_each_kind_is_compared_within_its_own_runtime() -> None:
     rows = [
         FLOAT, row("bf16", 4.8, 5.0, 5.2), row("w8", 6.0, 6.5, 7.0), row("w8a8", 3.0, 3.1, 3.2),

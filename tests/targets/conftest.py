@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 from pocketvit import torchvision_repair  # noqa: F401  (before timm)
+from pocketvit.models import Deployable
 from pocketvit.targets import TARGETS
 from pocketvit.types import Artifact, Golden, InputSpec, Precision
 
 SIZE = 32
 CLASSES = 10
+
+
+_NORMALISED = InputSpec(size=(3, SIZE, SIZE))  # ImageNet's mean and deviation, as below
 
 
 class Deployed(nn.Module):
@@ -141,7 +145,8 @@ def exported(
             directory = tmp_path_factory.mktemp(f"{name}_{precision}")
             (directory / "partial").mkdir()
             wanted = _draft(directory / "partial" / f"model{target.suffix}", name, precision)
-            artifact = target.export(vit, wanted, images[8:])
+            module = Deployable(vit.network, _NORMALISED) if precision is Precision.INTEGER else vit
+            artifact = target.export(module, wanted, images[8:])
             for part in target.files(artifact.path):
                 part.rename(directory / part.name)
             (directory / "partial").rmdir()  # fails if export left anything else behind

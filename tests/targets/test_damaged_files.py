@@ -151,7 +151,7 @@ def test_metadata_that_does_not_fit_the_network_is_refused(name, exported):
         ({"classes": 2_000_000}, "claims 2000000 classes"),
         ({"spec": InputSpec(size=(3, 32, 32), labels=("one",))}, "names 1 labels"),
         ({"target": "openvino"}, "which a onnx file cannot be"),
-        ({"precision": Precision.W8}, "which a onnx file cannot be"),
+        ({"precision": Precision.BF16}, "which a onnx file cannot be"),
         ({"quantized": Quantized(layers=3, of=2)}, "claims 3/2 quantized layers"),
     ],
 )

@@ -21,7 +21,11 @@ from pocketvit.targets._onnx_quantize import _prepared
 from pocketvit.targets._ranges import Histogram
 from pocketvit.types import Calibrator, InputSpec, Precision, Quantization
 
-QUANTIZED = [precision for precision in TARGETS.get("onnx").precisions if precision.is_quantized]
+QUANTIZED = [
+    precision
+    for precision in TARGETS.get("onnx").precisions
+    if precision.is_quantized and precision is not Precision.INTEGER  # all or nothing: test_onnx_integer.py
+]
 TINY = {
     "levit_128s": {"img_size": 32, "embed_dim": (32, 48), "key_dim": 8, "num_heads": (2, 2), "depth": (1, 1)},
     "swin_tiny_patch4_window7_224": {
@@ -141,8 +145,8 @@ def test_each_calibrator_finds_other_ranges_and_a_good_file(export, vit, images,
         logits = _run(export(Precision.W8A8, calibrator=calibrator), images[:8])
         found[calibrator] = logits
         assert sqnr_db(reference, logits) > 20, f"{calibrator}: {sqnr_db(reference, logits):.1f} dB"
-    distinct = {logits.tobytes() for logits in found.values()}
-    assert len(distinct) == len(found)
+    distinct = {logits.tobytes() for name, logits in found.items() if name is not Calibrator.ENTROPY}
+    assert len(distinct) == len(found) - 1  # where nothing is worth clipping, entropy takes everything seen
     default = _run(export(Precision.W8A8), images[:8])
     assert np.array_equal(default, found[TARGETS.get("onnx").calibrators[0]])
 
@@ -156,6 +160,7 @@ def test_ranges_of_a_bell_with_one_far_outlier():
     for calibrator, lowest, highest in (
         (Calibrator.MINMAX, 40, 40),
         (Calibrator.PERCENTILE, 3.5, 4.2),  # one in 1e4 is above 3.72
+        (Calibrator.ENTROPY, 20, 39),  # a half is the most it may cut off
         (Calibrator.MSE, 8, 20),  # 1e6 ((4.8 + b) / 255)^2 / 12 + (40 - b)^2 is least near 13, and flat there
     ):
         high = seen.range(calibrator)[1]

@@ -100,6 +100,7 @@ def test_products_have_4_bits_and_the_convolution_8(export):
     assert set(stored.values()) == {"u4"}, stored
 
 
+@pytest.mark.slow
 def test_each_calibrator_finds_other_ranges_and_a_good_file(export, vit, images, sqnr_db, logits_of):
     reference, found = logits_of(vit, images[:8]), {}
     for calibrator in TARGETS.get("openvino").calibrators:

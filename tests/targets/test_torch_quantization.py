@@ -37,6 +37,7 @@ class Branching(nn.Module):
         return self.head((x + self.expand(self.norm(x))).mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["executorch", "torch_export"])
 def test_a_norm_is_not_folded_into_what_a_shortcut_reads(backend: str) -> None:
     torch.manual_seed(0)

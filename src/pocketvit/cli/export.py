@@ -10,7 +10,7 @@ import typer
 
 from ..errors import BadInput, PocketvitError
 from . import app
-from .options import MODEL_HELP, AsJson, Data, Passes, Pretrained, Strict, Threads
+from .options import MODEL_HELP, AsJson, Calibration, Data, Passes, Pretrained, Strict, Threads
 from .session import Session, session
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..artifacts import ProofImages
     from ..models import Model
+    from ..quantization import Outcome
     from ..targets import Target
     from ..types import Precision, Quantization
 
@@ -44,7 +45,7 @@ def export(
         typer.Option(metavar="C", help="minmax, percentile, mse or entropy; auto (with --max-drop) measures them."),
     ] = None,
     group_size: Annotated[int, typer.Option(help="4-bit weights that share one scale.")] = 32,
-    calibration: Annotated[int, typer.Option(min=1, help="Images that set the activations' ranges.")] = 128,
+    calibration: Calibration = 128,
     rounds: Annotated[int, typer.Option(min=1, help="With --max-drop: times each file is run.")] = 100,
     strict: Strict = False,
     pretrained: Pretrained = False,
@@ -67,6 +68,8 @@ def export(
         from ..artifacts import check_export, is_artifact, proof_images, reference_logits
         from ..models import create
         from ..passes import apply, parse_passes, same_function
+        from ..quantization import check_drop, export_files, labelled
+        from ..types import Precision
 
         if output is not None and len(to) != 1:
             raise BadInput(f"--output names one file, but {len(to)} targets were asked for; use --out DIR.")
@@ -75,24 +78,39 @@ def export(
             raise BadInput("--calibrator auto belongs to --max-drop, which has a search; name one instead.")
         wanted = _wanted(keep or [], None if measured else calibrator, group_size)
         if max_drop is not None:
-            from ..quantization import check_drop
-
             check_drop(max_drop)
         configs = parse_passes(passes or [], "--pass")
         if is_artifact(model):
             raise BadInput(f"{model} is an exported file already; export starts from the model it was made from.")
         name = "+".join([model.rstrip("/"), *(re.sub(r"[:=,]", "-", text) for text in passes or [])])
         jobs = [check_export(text, out_dir, output, name) for text in to]
+        if calibrator not in (None, "auto") and all(job[1] is not Precision.W8A8 for job in jobs):
+            raise BadInput(f"--calibrator {calibrator} sets ranges of activations; none of the files is w8a8.")
+        if keep and not any(job[1].is_quantized for job in jobs):
+            raise BadInput("--keep keeps layers from being quantized; none of the files is.")
         original = create(model, pretrained=pretrained)
         images = proof_images(original.spec, data, calibration=calibration, strict=strict, progress=out.progress)
         made_from = apply(original, configs, images=images.calibration)
+        # a rewrite must give what the model gave before it
+        expected = original if same_function(configs) else made_from
+        reference = reference_logits(expected, images.verification, threads)
         if max_drop is not None:
-            work = (output.parent if output else out_dir) / "search"
-            _within(out, made_from, jobs, max_drop, data, strict, images, work, wanted, rounds, threads)
+            found = export_files(
+                made_from,
+                jobs,
+                max_drop=max_drop,
+                data=labelled(original, data, strict=strict),
+                images=images,
+                work=output.with_name(f".{output.stem}-search") if output else out_dir / "search",
+                original=original,
+                reference=reference,
+                wanted=wanted,
+                rounds=rounds,
+                threads=threads,
+                progress=out.progress,
+            )
+            _tell_budget(out, made_from, found, max_drop)
         else:
-            # a rewrite must give what the model gave before it
-            expected = original if same_function(configs) else made_from
-            reference = reference_logits(expected, images.verification, threads)
             _plainly(out, made_from, jobs, data, images, reference, wanted, threads)
 
 
@@ -185,37 +203,12 @@ def _kept(kept: Any) -> list[str]:
     return lines
 
 
-def _within(
-    out: Session,
-    model: Model,
-    jobs: list[Job],
-    max_drop: float,
-    data: str,
-    strict: bool,
-    images: ProofImages,
-    work: Path,
-    wanted: Quantization,
-    rounds: int,
-    threads: int,
-) -> None:
-    """Make each file within the budget, and say what each kept layer is for and what to ship."""
+def _tell_budget(out: Session, model: Model, found: Outcome, max_drop: float) -> None:
+    """The table of all files, what each kept layer is for, and what to ship."""
     from rich.markup import escape
 
-    from ..quantization import export_files, labelled
     from ..report.table import table
 
-    found = export_files(
-        model,
-        jobs,
-        max_drop=max_drop,
-        data=labelled(model, data, strict=strict),
-        images=images,
-        work=work,
-        wanted=wanted,
-        rounds=rounds,
-        threads=threads,
-        progress=out.progress,
-    )
     lines: list[Any] = [table(found.rows)]
     for made in found.made:
         artifact = made.verification.artifact

@@ -15,6 +15,7 @@ from .options import (
     MODEL_HELP,
     Arithmetic,
     AsJson,
+    Calibration,
     Data,
     Mean,
     Passes,
@@ -36,6 +37,7 @@ def verify(
     against: Annotated[str, typer.Option("--against", metavar="MODEL", help=MODEL_HELP)],
     passes: Passes = None,
     data: Data = "photos",
+    calibration: Calibration = 128,
     strict: Strict = False,
     pretrained: Pretrained = False,
     threads: Threads = 2,
@@ -65,7 +67,7 @@ def verify(
             ) from e
         configs = parse_passes(passes or [], "--pass")
         original = create(against, pretrained=pretrained)
-        images = proof_images(original.spec, data, strict=strict, progress=out.progress)
+        images = proof_images(original.spec, data, calibration=calibration, strict=strict, progress=out.progress)
         model = apply(original, configs, images=images.calibration)
         found = run_verify(artifact, model, images=images.verification, threads=threads)
         lines = [f"[bold]{escape(found.artifact.display_name)}[/bold]: {escape(found.described)}"]
@@ -171,6 +173,7 @@ def bench(
         from ..artifacts import bench as run_bench
         from ..artifacts import load, profiles
         from ..measure.environment import environment
+        from ..quantization import recommend_timed
 
         runners = [load(source, threads, pretrained=pretrained) for source in sources]
         found = run_bench(runners, data=data, rounds=rounds, warmup=warmup, progress=out.progress)
@@ -189,6 +192,8 @@ def bench(
             "measured: compare within this table only"
         )
         lines: list[Any] = [table, note]
+        recommended = recommend_timed(sources, found)
+        lines += [escape(one.sentence) for one in recommended]
         for runner, ops in zip(runners, profiled, strict=True):
             if profile and ops is None:
                 lines.append(f"{escape(runner.name)}: its runtime offers no profile")
@@ -201,6 +206,10 @@ def bench(
                 for source, runner, latency, ops in zip(sources, runners, found, profiled, strict=True)
             ],
             "environment": described,
+            "recommended": [
+                {"target": one.target, "precision": one.row.precision, "gains": one.gains, "why": one.sentence}
+                for one in recommended
+            ],
         }
         out.finish(document, *lines)
 

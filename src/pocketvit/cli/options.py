@@ -25,6 +25,7 @@ Passes = Annotated[
     list[str] | None,
     typer.Option("--pass", metavar="NAME[:KEY=VALUE,...]", help="First: ane, prune:sparsity=0.5, ...; repeatable."),
 ]
+Calibration = Annotated[int, typer.Option(min=1, help="Images that set ranges, and that passes measure on.")]
 Mean = Annotated[
     str | None, typer.Option(metavar="R,G,B", help="For a Core ML package of others that takes an array.")
 ]

@@ -34,7 +34,7 @@ class Layer:
 
     name: the module that holds the weight, in the user's own model ("blocks.0.attn.qkv"). weight: name of the tensor
     in the captured module's state dict. node: name of the node in the graph. kind: the operator ("linear", "conv2d").
-    shape: of the weight. macs: multiplications for one image.
+    shape: of the weight. operand: which argument of the operator it is. macs: multiplications for one image.
     """
 
     name: str
@@ -42,7 +42,13 @@ class Layer:
     node: str
     kind: str
     shape: tuple[int, ...]
+    operand: int
     macs: int
+
+    @property
+    def given(self) -> int:
+        """Which argument the activation is."""
+        return 3 - self.operand if self.kind == "addmm" else 1 - self.operand
 
 
 def capture(module: nn.Module, spec: InputSpec) -> ExportedProgram:
@@ -74,6 +80,7 @@ def layers(program: ExportedProgram) -> tuple[Layer, ...]:
                     node=node.name,
                     kind=kind,
                     shape=shape,
+                    operand=index,
                     macs=math.prod(node.meta["val"].shape) * _products(kind, shape, index),
                 )
             )

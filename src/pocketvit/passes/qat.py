@@ -19,6 +19,7 @@ rewrites the whole model to a graph that is no timm checkpoint any more; so both
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -190,13 +191,16 @@ def _why_float(model: Model, precision: Precision) -> dict[str, str]:
     if any(is_rounded(layer) for layer in model.module.modules()):
         raise BadInput(f"{model.name} is prepared for quantization-aware training already.")
     found = layers(capture(copy.deepcopy(model.module).cpu().float().eval(), model.spec))
-    return {layer.name: _reason(model.module, layer) for layer in found}
+    holders = Counter(id(p) for _, p in model.module.named_parameters(remove_duplicate=False))
+    return {layer.name: _reason(model.module, layer, holders) for layer in found}
 
 
-def _reason(module: nn.Module, layer: Layer) -> str:
+def _reason(module: nn.Module, layer: Layer, holders: Counter[int]) -> str:
     if layer.weight != f"{layer.name}.weight":
         return f"{layer.weight} is a parameter of its own"
     part = module.get_submodule(layer.name)
+    if holders[id(part.weight)] > 1:
+        return "another layer shares its weight"
     if isinstance(part, nn.modules.linear.NonDynamicallyQuantizableLinear):
         return "nn.MultiheadAttention computes with its weight itself"
     if not isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d):

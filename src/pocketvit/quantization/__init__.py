@@ -2,7 +2,7 @@
 
 from .budgeted import Budgeted, Labelled, check_drop, export_within, labelled
 from .calibrators import measured_calibrators
-from .files import Outcome, export_files
+from .files import Outcome, export_files, recommend_timed
 
 __all__ = [
     "Budgeted",
@@ -13,4 +13,5 @@ __all__ = [
     "export_within",
     "labelled",
     "measured_calibrators",
+    "recommend_timed",
 ]

@@ -37,6 +37,8 @@ SYMBOLS = {
     "w8": ("square", "■"),
     "w8a8": ("diamond", "◆"),
     "w8a8-dynamic": ("star", "★"),
+    "w4": ("pentagon", "⬟"),
+    "integer-only": ("hexagon", "⬢"),
 }
 OTHER_SYMBOL = ("x", "✖")
 FRONT = "#8a919c"

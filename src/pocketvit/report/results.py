@@ -63,7 +63,11 @@ def _row(raw: Mapping[str, Any]) -> Row:
         _expect("size_bytes", row.size_bytes, int)
     for part in PARTS:
         for key, value in (raw[part] or {}).items():
-            if key != "evidence" and value != "inf":
+            if key == "kept":
+                _expect(f"{part}.kept", value, dict)
+                for layer, why in value.items():
+                    _expect(f"{part}.kept[{layer}]", why, str)
+            elif key != "evidence" and value != "inf":
                 _expect(f"{part}.{key}", value, (int, float))
         if "evidence" in (raw[part] or {}):
             Evidence(raw[part]["evidence"])

@@ -13,11 +13,15 @@ MOST_TRIALS = 24
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """One file made with some layers float: its own top-1 share (0..1), or why there is none."""
+    """One file made with some layers float: its own top-1 share (0..1), or why there is none.
+
+    floats: every layer that is float in it, those that its target never quantizes among them.
+    """
 
     keep: tuple[str, ...]
     top1: float | None
     problem: str = ""
+    floats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

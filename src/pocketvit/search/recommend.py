@@ -21,8 +21,8 @@ class Recommendation:
 def recommend(rows: Sequence[Row]) -> tuple[Recommendation, ...]:
     """One recommendation for each target that was timed in a float and in a quantized precision.
 
-    The rows come from one interleaved session. The best quantized file gains when its p90 lies below the best float
-    file's median and its median below that one's p10: neither of the two spreads then explains the difference.
+    The rows come from one interleaved session. A quantized file gains when its p90 lies below the best float file's
+    median and its median below that one's p10: neither of the two spreads then explains the difference.
     """
     result = []
     for target in dict.fromkeys(row.target for row in rows):
@@ -30,11 +30,20 @@ def recommend(rows: Sequence[Row]) -> tuple[Recommendation, ...]:
         floats = [row for row in timed if not Precision(row.precision).is_quantized]
         others = [row for row in timed if Precision(row.precision).is_quantized]
         if floats and others:
-            result.append(_between(target, min(floats, key=_median), min(others, key=_median)))
+            plain = min(floats, key=_median)
+            gaining = [row for row in others if _gains(row, plain)]
+            result.append(_between(target, plain, min(gaining or others, key=_median), bool(gaining)))
     return tuple(result)
 
 
-def _between(target: str, plain: Row, quantized: Row) -> Recommendation:
+def _gains(quantized: Row, plain: Row) -> bool:
+    a, b = plain.latency, quantized.latency
+    assert a is not None
+    assert b is not None  # both were timed
+    return b.p90_ms < a.median_ms and b.median_ms < a.p10_ms
+
+
+def _between(target: str, plain: Row, quantized: Row, gains: bool) -> Recommendation:
     a, b = plain.latency, quantized.latency
     assert a is not None
     assert b is not None  # both were timed
@@ -43,11 +52,14 @@ def _between(target: str, plain: Row, quantized: Row) -> Recommendation:
         f"{b.median_ms:.3g} ms (p10-p90 {b.p10_ms:.3g}-{b.p90_ms:.3g}) against {a.median_ms:.3g} "
         f"({a.p10_ms:.3g}-{a.p90_ms:.3g}) of {base}, ratio {b.median_ms / a.median_ms:.2f}"
     )
-    if b.p90_ms < a.median_ms and b.median_ms < a.p10_ms:
+    if gains:
         sentence = f"{target}: {name} gains on this machine: {spread}{_accuracy(plain, quantized)}."
         return Recommendation(target=target, row=quantized, gains=True, sentence=sentence)
-    why = "is slower" if b.median_ms > a.median_ms else "shows no gain beyond the spread"
-    sentence = f"{target}: for speed {base} won on this machine; {name} {why}: {spread}{_smaller(plain, quantized)}."
+    if b.median_ms > a.median_ms:
+        found = f"for speed {base} won on this machine; {name} is slower"
+    else:
+        found = f"{name} shows no gain beyond the spread on this machine, so {base} stays"
+    sentence = f"{target}: {found}: {spread}{_smaller(plain, quantized)}."
     return Recommendation(target=target, row=plain, gains=False, sentence=sentence)
 
 

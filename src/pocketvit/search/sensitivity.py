@@ -99,16 +99,16 @@ class _Playing(torch.fx.Interpreter):
         if layer is None:
             return super().run_node(node)
         args, kwargs = self.fetch_args_kwargs_from_env(node)
-        tensors = [i for i, given in enumerate(args[:3]) if isinstance(given, Tensor) and given.ndim > 1]
-        weight = next((i for i in tensors if tuple(args[i].shape) == layer.shape), tensors[-1])
-        given = next(i for i in tensors if i != weight)
+        weight, given = layer.operand, layer.given
         if not self.rounding:
             low, high = self.ranges.get(node.name, (0.0, 0.0))
             seen = args[given]
             self.ranges[node.name] = (min(low, float(seen.min())), max(high, float(seen.max())))
             return node.target(*args, **kwargs)  # type: ignore[operator]
         rounded = list(args)
-        rounded[weight] = _rounded_weight(args[weight], _WEIGHT_BITS[self.precision], self.group_size)
+        # no runtime packs the weights of convolutions in 4 bits
+        bits = 8 if layer.kind.startswith("conv") else _WEIGHT_BITS[self.precision]
+        rounded[weight] = _rounded_weight(args[weight], bits, self.group_size)
         if self.precision is Precision.W8A8:
             rounded[given] = _rounded(args[given], *self.ranges[node.name])
         elif self.precision is Precision.W8A8_DYNAMIC:

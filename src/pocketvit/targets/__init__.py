@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from .. import files as disk
 from ..errors import BadInput, CheckFailed, PocketvitError
 from ..registry import Registry, close_matches
-from ..types import Artifact, Calibrator, InputSpec, Precision, Runner
+from ..types import Artifact, Calibrator, InputSpec, Precision, Quantization, Runner
 from ._no_telemetry import no_telemetry
 from ._reading import NotOurs as NotOurs
 
@@ -92,7 +92,7 @@ class Target:
         check_claims(draft)
         self._check_new(draft)
         self._check_calibration(draft, calibration)
-        self._check_quantization(module, draft)
+        self.check_quantization(module, draft.spec, draft.precision, draft.quantization)
         versions = {name: _version(name) for name in self.packages}
         draft = dataclasses.replace(draft, made_with={**draft.made_with, **versions})
         try:
@@ -189,23 +189,27 @@ class Target:
         if low == high:
             raise BadInput(f"Every pixel of the calibration images is {low:g}; ranges can only be set on real images.")
 
-    def _check_quantization(self, module: nn.Module, draft: Artifact) -> None:
-        wanted = draft.quantization
-        chosen = wanted.calibrator if draft.precision is Precision.W8A8 else None
+    def check_quantization(
+        self, module: nn.Module, spec: InputSpec, precision: Precision, wanted: Quantization
+    ) -> None:
+        """Raise BadInput for a calibrator, a layer or a model that quantization to `precision` cannot take."""
+        chosen = wanted.calibrator if precision is Precision.W8A8 else None
         if chosen is not None and chosen not in self.calibrators:
             known = ", ".join(self.calibrators) or "none to choose from"
             raise BadInput(f"{self.name} has no calibrator {chosen}; it has {known}.")
-        if not draft.precision.is_quantized:
+        if not precision.is_quantized:
             return
         if kind := quantized_already(module):
-            raise BadInput(f"{draft.model} is quantized already (it holds {kind}); export the float model.")
+            raise BadInput(f"The model is quantized already (it holds {kind}); export the float model.")
+        if wanted.keep and precision is Precision.INTEGER:
+            raise BadInput(f"{wanted.keep[0]} cannot stay float in an integer-only file; choose w8a8 to keep layers.")
         if wanted.keep:
             from ..models.graph import capture, layers
 
-            names = {layer.name for layer in layers(capture(module, draft.spec))}
+            names = {layer.name for layer in layers(capture(module, spec))}
             for name in wanted.keep:
                 if name not in names:
-                    raise BadInput(f"{draft.model} has no layer {name!r} to keep float.{close_matches(name, names)}")
+                    raise BadInput(f"The model has no layer {name!r} to keep float.{close_matches(name, names)}")
 
     def _check_present(self, path: Path) -> None:
         for part in self.files(path):

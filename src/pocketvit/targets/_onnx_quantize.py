@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from ..errors import BadInput, CheckFailed
 from ..types import Artifact, Calibrator, Precision, Quantized
 from ._onnx_graph import FLOAT_LAYERS, check_named, count_quantized, fold_transposed_weights, layer_nodes, observe
 from ._onnx_weights import store_weights_as_integers
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ASKED = "asked for"
+_LARGEST_GROUP = 256
 _SLOW_CONVOLUTION = "convolutions stay float in dynamic int8: as ConvInteger they take twice the time"
 
 
@@ -32,7 +34,14 @@ def quantize(
     if draft.precision in (Precision.W8, Precision.W4):
         fold_transposed_weights(model)
         group = draft.quantization.group_size if draft.precision is Precision.W4 else None
+        if group is not None and group > _LARGEST_GROUP:
+            raise BadInput(f"ONNX Runtime's groups of 4-bit weights have at most {_LARGEST_GROUP}, not {group}.")
         after, unfit = store_weights_as_integers(model, keep, group, calibration)
+        if group is not None and not any(node.op_type == "MatMulNBits" for node in after.graph.node):
+            raise CheckFailed(
+                f"{draft.display_name}: no product with a constant matrix of at least {group} rows is left, "
+                "and ONNX Runtime has 4-bit weights for those alone; export w8."
+            )
         return after, count_quantized(model, after, {**unfit, **keep})
     with tempfile.TemporaryDirectory() as directory:
         model = _prepared(model, Path(directory))
