@@ -3,12 +3,13 @@
 Rounding happens in the forward pass and is ignored in the backward one (straight-through, arXiv 1712.05877, section
 3). Layers keep their classes and names: the rounding of a weight is a parametrization, that of an input a hook.
 
-The grids, chosen so that a file holds the numbers that were trained:
+The grids:
 
 w4: groups of `group_size` along the input axis; the scale of a group is its weight of greatest magnitude / -8, so that
-this one becomes exactly -8 and no level is wasted. ONNX Runtime's MatMulNBits (symmetric) and NNCF (INT4_SYM) do the
-same. torchao's own takes the magnitude / 7.5, which cuts off the greatest weight, loses more (0.0099 against 0.0096
-RMS on Gaussian weights) and changes weights that are on the grid already.
+this one becomes exactly -8 and no level is wasted, as ONNX Runtime's own MatMulNBits quantizer (symmetric) and NNCF
+(INT4_SYM) have it. torchao's takes the magnitude / 7.5, which cuts off the greatest weight, loses more (0.0099 against
+0.0096 RMS on Gaussian weights) and changes weights that are on the grid already. Our exporters choose offsets by error
+(GPTQ), which moves such weights again by about 5%: see the log.
 8-bit weights: one scale for each output channel, its greatest magnitude / 127, as all exporters have it. Convolutions
 have 8-bit weights in every precision: none of the runtimes packs 4-bit ones.
 Inputs: w8a8-dynamic has torchao's 8 bits for each token, of linear layers; w8a8 has 8 bits for each tensor over a
@@ -154,8 +155,8 @@ def prepare(
 def finish(model: Model) -> Model:
     """Return a prepared model as the plain one it was made from, with its weights as they were rounded in training.
 
-    Rounded, because then the float checkpoint computes what was trained and judged, and an exporter with the same grid
-    rounds nothing again. Raises BadInput for a model that was not prepared.
+    Rounded, because then the float checkpoint computes what was trained and judged. Raises BadInput for a model that was
+    not prepared.
     """
     module = copy.deepcopy(model.module)
     prepared = [layer for layer in module.modules() if is_rounded(layer)]
