@@ -155,8 +155,8 @@ def prepare(
 def finish(model: Model) -> Model:
     """Return a prepared model as the plain one it was made from, with its weights as they were rounded in training.
 
-    Rounded, because then the float checkpoint computes what was trained and judged. Raises BadInput for a model that was
-    not prepared.
+    Rounded, because then the float checkpoint computes what was trained and judged. Raises BadInput for a model that
+    was not prepared.
     """
     module = copy.deepcopy(model.module)
     prepared = [layer for layer in module.modules() if is_rounded(layer)]
