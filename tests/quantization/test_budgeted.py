@@ -164,6 +164,7 @@ def test_a_retrained_model_of_the_same_name_is_scored_anew(
     assert found.top1 < before.rows[0].accuracy.top1 - 0.1, "the accuracy of the other weights was taken"
 
 
+@pytest.mark.slow
 def test_a_file_kinder_on_the_search_images_is_rejected_and_the_next_one_tried(
     model: Model, images: ProofImages, data: Labelled, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
