@@ -74,7 +74,7 @@ datasets: [cifar10]
 # {asked.name}
 
 {config[MEASURED]["params"] / 1e6:.2f} M parameters, trained from random weights on 45,000 of CIFAR-10's 50,000
-training images (a tenth is set apart for validation){learnt}. A small model to measure with, not one to ship in an app.
+training images (a tenth is set apart for validation){learnt}. A small model to measure with, not one for an app.
 
 | | |
 |---|---|

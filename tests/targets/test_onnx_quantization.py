@@ -89,7 +89,9 @@ def test_a_layer_to_keep_is_float_in_the_file_and_said_to_be(precision, export):
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_keeping_every_layer_leaves_nothing_to_quantize(precision, vit, export):
     names = tuple(layer.name for layer in layers(capture(vit, InputSpec(size=(3, 32, 32)))))
-    with pytest.raises(CheckFailed, match=r"quantized 0/6 layers|no product with a constant matrix of at least 32 rows"):
+    with pytest.raises(
+        CheckFailed, match=r"quantized 0/6 layers|no product with a constant matrix of at least 32 rows"
+    ):
         export(precision, keep=names)
 
 
