@@ -128,7 +128,7 @@ CALIBRATED = [name for name in PASSES if PASSES.get(name).calibrated]
         (np.zeros((0, 3, 160, 160), np.float32), "needs calibration images; it got none"),
         (
             np.zeros((2, 3, 32, 32), np.float32),
-            r"Calibration images are \(3, 32, 32\), but test_vit takes \(3, 160, 160\)",
+            r"Calibration images are \(3, 32, 32\), but the model takes \(3, 160, 160\)",
         ),
         (np.full((2, 3, 160, 160), -1, np.float32), r"run from -1 to -1; give RGB in \[0, 1\]"),
         (np.full((2, 3, 160, 160), np.nan, np.float32), "run from nan to nan"),

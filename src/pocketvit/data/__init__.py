@@ -3,13 +3,14 @@
 from .dataset import ImageDataset, check_classes
 from .images import load_image
 from .opening import open_data
-from .preprocessing import batches, preprocess, sample
+from .preprocessing import batches, check_calibration, preprocess, sample
 from .sources import SOURCES
 
 __all__ = [
     "SOURCES",
     "ImageDataset",
     "batches",
+    "check_calibration",
     "check_classes",
     "load_image",
     "open_data",

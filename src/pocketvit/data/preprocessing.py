@@ -84,3 +84,17 @@ def _check(spec: InputSpec) -> None:
             f"There is no interpolation {spec.interpolation!r}; use {', '.join(INTERPOLATIONS)}."
             f"{close_matches(spec.interpolation, INTERPOLATIONS)}"
         )
+
+
+def check_calibration(images: NDArray[np.float32], spec: InputSpec) -> None:
+    """Raise BadInput unless these are real images (N, C, H, W) of the spec's size in [0, 1], not normalised."""
+    if images.shape[1:] != spec.size:
+        raise BadInput(f"Calibration images are {images.shape[1:]}, but the model takes {spec.size}.")
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):  # not a number is neither
+        raise BadInput(
+            f"Calibration images run from {low:.3g} to {high:.3g}; give RGB in [0, 1], as the normalisation is inside "
+            "the model."
+        )
+    if low == high:
+        raise BadInput(f"Every pixel of the calibration images is {low:g}; ranges can only be set on real images.")

@@ -15,19 +15,9 @@ from timm.models import (
     register_model,
 )
 
-_CFG = {
-    "num_classes": 10,
-    "input_size": (3, 32, 32),
-    "pool_size": None,
-    "fixed_input_size": True,
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-    "interpolation": "bicubic",
-    "crop_pct": 1.0,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
-    "license": "apache-2.0",
-}
+from .small_images import small_images
+
+_CFG = small_images(32, first_conv="patch_embed.proj", classifier="head", pool=None, fixed=True)
 
 default_cfgs = generate_default_cfgs(
     {

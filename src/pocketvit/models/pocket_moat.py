@@ -10,23 +10,10 @@ from typing import Any
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
 from .moat import Moat
+from .small_images import small_images
 
 default_cfgs = generate_default_cfgs(
-    {
-        "pocket_moat_48": {
-            "num_classes": 10,
-            "input_size": (3, 48, 48),
-            "pool_size": (6, 6),
-            "fixed_input_size": True,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "first_conv": "stem.0",
-            "classifier": "head.fc",
-            "license": "apache-2.0",
-        }
-    }
+    {"pocket_moat_48": small_images(48, first_conv="stem.0", classifier="head.fc", pool=6, fixed=True)}
 )
 
 # maps of 24x24 (the stem's), 12x12, then 6x6: the last two stages keep their resolution

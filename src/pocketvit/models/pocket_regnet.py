@@ -10,22 +10,10 @@ from typing import Any
 from timm.models import RegNet, build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.regnet import RegNetCfg
 
+from .small_images import small_images
+
 default_cfgs = generate_default_cfgs(
-    {
-        "pocket_regnety_32": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (4, 4),
-            "fixed_input_size": False,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "first_conv": "stem.conv",
-            "classifier": "head.fc",
-            "license": "apache-2.0",
-        }
-    }
+    {"pocket_regnety_32": small_images(32, first_conv="stem.conv", classifier="head.fc", pool=4, fixed=False)}
 )
 
 # Stages 24, 48, 96, 192 wide and 1, 2, 4, 1 deep. Output stride 8: the last two dilate, so a 4x4 map remains.

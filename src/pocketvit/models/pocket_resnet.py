@@ -11,22 +11,10 @@ from timm.models import ResNet, build_model_with_cfg, generate_default_cfgs, reg
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from .small_images import small_images
+
 default_cfgs = generate_default_cfgs(
-    {
-        "pocket_resnet_32": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": (4, 4),
-            "fixed_input_size": False,
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "interpolation": "bicubic",
-            "crop_pct": 1.0,
-            "first_conv": "conv1.0",
-            "classifier": "fc",
-            "license": "apache-2.0",
-        }
-    }
+    {"pocket_resnet_32": small_images(32, first_conv="conv1.0", classifier="fc", pool=4, fixed=False)}
 )
 
 _ARCHITECTURE = {

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..configs import read_config, read_pairs
+from ..data import check_calibration
 from ..errors import BadInput
 from ..models import Model
 from ..registry import Registry
@@ -94,13 +95,4 @@ def _of(config: Any) -> Pass:
 def _check_images(model: Model, name: str, images: NDArray[np.float32] | None) -> None:
     if images is None or len(images) == 0:
         raise BadInput(f"The pass {name} measures activations and needs calibration images; it got none.")
-    if images.shape[1:] != model.spec.size:
-        raise BadInput(f"Calibration images are {images.shape[1:]}, but {model.name} takes {model.spec.size}.")
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # not a number is neither
-        raise BadInput(
-            f"Calibration images run from {low:.3g} to {high:.3g}; give RGB in [0, 1], as the normalisation is inside "
-            "the model."
-        )
-    if low == high:
-        raise BadInput(f"Every pixel of the calibration images is {low:g}; activations show only on real images.")
+    check_calibration(images, model.spec)

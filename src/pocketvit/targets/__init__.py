@@ -176,18 +176,9 @@ class Target:
             return
         if calibration is None or len(calibration) == 0:
             raise BadInput(f"{self.name}:{draft.precision} needs images to calibrate on, and got none.")
-        if calibration.shape[1:] != draft.spec.size:
-            raise BadInput(
-                f"Calibration images are {calibration.shape[1:]}, but {draft.model} takes {draft.spec.size}."
-            )
-        low, high = float(calibration.min()), float(calibration.max())
-        if not (low >= 0 and high <= 1):  # not a number is neither
-            raise BadInput(
-                f"Calibration images run from {low:.3g} to {high:.3g}; give RGB in [0, 1], as the normalisation is "
-                "inside the model."
-            )
-        if low == high:
-            raise BadInput(f"Every pixel of the calibration images is {low:g}; ranges can only be set on real images.")
+        from ..data import check_calibration
+
+        check_calibration(calibration, draft.spec)
 
     def check_quantization(
         self, module: nn.Module, spec: InputSpec, precision: Precision, wanted: Quantization
