@@ -218,7 +218,7 @@ def _tell_budget(out: Session, model: Model, found: Outcome, max_drop: float) ->
             chosen = f", calibrator {made.calibrator} (dB: {measured})"
         lines.append(
             f"[bold]{artifact.target}:{artifact.precision}[/bold] {escape(str(artifact.path))}: "
-            f"{made.trials} files tried{chosen}; loses {made.drop:.2f} of {max_drop:g} points"
+            f"{made.trials} file{'s' if made.trials > 1 else ''} tried{chosen}; {made.spent(max_drop)}"
         )
         kept = dict(artifact.quantized.kept) if artifact.quantized else {}
         for layer, why in made.reasons.items():

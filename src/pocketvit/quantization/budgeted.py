@@ -63,6 +63,10 @@ class Budgeted:
         """Points of top-1 (percent) that the file loses on the test images."""
         return 100 * (self.reference.top1 - self.accuracy.top1)
 
+    def spent(self, max_drop: float) -> str:
+        """What of the budget was used, in words."""
+        return f"loses {self.drop:.2f} of {max_drop:g} points" if self.drop >= 0 else f"gains {-self.drop:.2f} points"
+
 
 def labelled(model: Model, data: str, *, strict: bool = False, images: int = SEARCH_IMAGES) -> Labelled:
     """Open `data` for a search; BadInput where the model is untrained or the classes are not its own.

@@ -174,7 +174,7 @@ def _made_row(model: Model, target: Target, precision: Precision, path: Path, do
         accuracy=done.accuracy,
         agreement=done.verification.agreement,
         quantized=quantized,
-        check=f"ok: loses {done.drop:.2f} of {max_drop:g} points",
+        check=f"ok: {done.spent(max_drop)}",
     )
 
 
