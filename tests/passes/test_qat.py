@@ -84,7 +84,7 @@ def test_w4_is_the_grid_of_onnx_runtime(inputs: int) -> None:
     quantizer = MatMulNBitsQuantizer(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
         block_size=32,
-        is_symmetric=True,
+        is_symmetric=False,
     )
     quantizer.process()
     model: onnx.ModelProto = quantizer.model.model
@@ -92,7 +92,7 @@ def test_w4_is_the_grid_of_onnx_runtime(inputs: int) -> None:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     held = torch.from_numpy(session.run(None, {"x": np.eye(inputs, dtype=np.float32)})[0]).T
     worst = (held - rounded).abs().max().item()
-    step = weight.abs().max().item() / 8
+    step = (weight.max() - weight.min()).item() / 15
     # rounding a tie the other way would be a whole step; the arithmetic alone is 1e-6 of it
     assert worst < 1e-4 * step, f"largest difference {worst:.2e}, a step of the grid is {step:.2e}"
 
@@ -265,7 +265,7 @@ def test_trainings_of_other_precisions_are_never_mixed_up(deit: Model, digits, t
 
 @pytest.mark.slow
 def test_it_wins_back_what_rounding_costs(monkeypatch, tmp_path) -> None:
-    """Digits do not notice 4 bits, nor 2; so of each group only 0 and its greatest weight's value are left."""
+    """Digits do not notice 4 bits, nor 2; so of each group only its least and its greatest weight's values are left."""
     train, val, test = (open_data("digits", split) for split in ("train", "val", "test"))
     config = dataclasses.replace(
         GENTLE, epochs=12, warmup_epochs=1, lr=3e-2, distillation=Distillation.NONE, alpha=None
@@ -276,7 +276,7 @@ def test_it_wins_back_what_rounding_costs(monkeypatch, tmp_path) -> None:
     def top1(model: Model) -> float:
         return accuracy(EagerRunner(model, 1), test).top1
 
-    monkeypatch.setattr(qat, "_LEAST", -1)
+    monkeypatch.setattr(qat, "_TOP", 1)
     prepared = qat.prepare(float_model, Precision.W4)
     gentle = dataclasses.replace(GENTLE, epochs=3, lr=1e-2)
     finished = qat.finish(fit(prepared, train, val, gentle, tmp_path / "qat", teacher=float_model).model)

@@ -5,11 +5,11 @@ Rounding happens in the forward pass and is ignored in the backward one (straigh
 
 The grids:
 
-w4: groups of `group_size` along the input axis; the scale of a group is its weight of greatest magnitude / -8, so that
-this one becomes exactly -8 and no level is wasted, as ONNX Runtime's own MatMulNBits quantizer (symmetric) and NNCF
-(INT4_SYM) have it. torchao's takes the magnitude / 7.5, which cuts off the greatest weight, loses more (0.0099 against
-0.0096 RMS on Gaussian weights) and changes weights that are on the grid already. Our exporters choose offsets by error
-(GPTQ), which moves such weights again by about 5%: see the log.
+w4: groups of `group_size` along the input axis, each with 16 levels from its least weight (at most 0) to its greatest
+(at least 0), one of them exactly 0. It is the one grid that NNCF (INT4_ASYM), coremltools (int4, linear), ONNX Runtime
+(MatMulNBits with zero points) and torch programs all hold, and weights that are on it stay there: both ends of a group
+are levels, so that whoever looks for the range again finds the same. Symmetric grids differ from runtime to runtime in
+their sign and their divisor, and what is on one is moved by about 5% by the next. XNNPACK alone has only a symmetric one.
 8-bit weights: one scale for each output channel, its greatest magnitude / 127, as all exporters have it. Convolutions
 have 8-bit weights in every precision: none of the runtimes packs 4-bit ones.
 Inputs: w8a8-dynamic has torchao's 8 bits for each token, of linear layers; w8a8 has 8 bits for each tensor over a
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = (Precision.W4, Precision.W8A8_DYNAMIC, Precision.W8A8)
 _INPUT = "input_quantizer"
-_LEAST = -8  # of 4-bit integers
+_TOP = 15  # 4-bit levels run from 0 to this
 _MOMENTUM = 0.01  # how far a range moves at each step towards what the step shows
 
 
@@ -56,8 +56,8 @@ class GroupedWeight(nn.Module):
         """Round a linear layer's weight (out, in)."""
         inputs = weight.shape[1]
         rows = functional.pad(weight, (0, -inputs % self.size)).reshape(-1, self.size)
-        greatest = rows.detach().gather(1, rows.detach().abs().argmax(1, keepdim=True)).squeeze(1)
-        rounded = _round_rows(rows, greatest / _LEAST, _LEAST, -_LEAST - 1)
+        low, high = rows.detach().amin(1).clamp(max=0), rows.detach().amax(1).clamp(min=0)
+        rounded = _round_rows(rows, (high - low) / _TOP, 0, _TOP, low)
         return rounded.reshape(len(weight), -1)[:, :inputs]
 
     def extra_repr(self) -> str:
@@ -107,11 +107,11 @@ class RunningRange(nn.Module):
         return "bits=8, per tensor"
 
 
-def _round_rows(rows: Tensor, scale: Tensor, least: int, most: int) -> Tensor:
-    """Round each row to integers times its scale; rows of zeros stay what they are."""
+def _round_rows(rows: Tensor, scale: Tensor, least: int, most: int, low: Tensor | None = None) -> Tensor:
+    """Round each row to integers times its scale, where level `least` stands for `low`; rows of zeros stay."""
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-    return torch.fake_quantize_per_channel_affine(rows, scale, zero, 0, least, most)
+    zero = torch.zeros_like(scale) if low is None else least - low / scale
+    return torch.fake_quantize_per_channel_affine(rows, scale, zero.round().int(), 0, least, most)
 
 
 def prepare(
