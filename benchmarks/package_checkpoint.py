@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 from pocketvit.artifacts import evaluate
@@ -30,13 +31,17 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path, help="directory that `pocketvit train` wrote")
     parser.add_argument("--as", dest="name", required=True, help="ARCHITECTURE.DATA")
     parser.add_argument("--data", required=True)
-    parser.add_argument("--settings", type=Path, required=True, help="the YAML it was trained with")
+    parser.add_argument(
+        "--settings", type=Path, required=True, nargs="+", help="the YAML it was trained with, one for each round"
+    )
     parser.add_argument("--minutes", type=float, required=True, help="how long training took")
     parser.add_argument("--on", default="one thread of a 2-core AMD EPYC that did other work as well")
     parser.add_argument("--teacher", help="packaged name of what it was distilled from")
     asked = parser.parse_args()
     out = SHIPPED / asked.name
     model = create(str(asked.checkpoint))
+    if out.is_dir():  # an earlier one, with its card
+        shutil.rmtree(out)
     save(model, out)
     weights = load_file(out / "model.safetensors")
     halved = {
@@ -59,11 +64,10 @@ def main() -> None:
         "images": reached.images,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    settings = yaml.safe_load(asked.settings.read_text())
-    architecture = asked.name.partition(".")[0]
-    teacher = f" --teacher {asked.teacher}" if asked.teacher else ""
-    learnt = f", distilled ({settings['distillation']}) from {asked.teacher}" if asked.teacher else ""
-    (out / "train.yaml").write_text(asked.settings.read_text())
+    rounds = [yaml.safe_load(path.read_text()) for path in asked.settings]
+    learnt = f", distilled ({rounds[-1]['distillation']}) from {asked.teacher}" if asked.teacher else ""
+    for path, file in zip(asked.settings, _files(rounds), strict=True):
+        (out / file).write_text(path.read_text())
     (out / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -80,8 +84,8 @@ training images (a tenth is set apart for validation){learnt}. A small model to 
 |---|---|
 | top-1 | {100 * reached.top1:.2f}% of {reached.images} test images of CIFAR-10, the weights as they are stored |
 | top-5 | {100 * reached.top5:.2f}% |
-| seed | {settings.get("seed", 0)} |
-| epochs | {settings["epochs"]} |
+| seed | {rounds[0].get("seed", 0)} |
+| epochs | {" + ".join(str(settings["epochs"]) for settings in rounds)} |
 | training | {asked.minutes:.0f} minutes on {asked.on} |
 | weights | half precision (running statistics in single), {size / 1e6:.2f} MB, computed in fp32 |
 | input | {size_text}, mean {spec.mean[0]}, std {spec.std[0]}, {spec.interpolation} |
@@ -91,12 +95,29 @@ Measure it again, with train.parquet and test.parquet of CIFAR-10 in one folder:
 
     pocketvit eval {asked.name} --data parquet:FOLDER
 
-Train it again (train.yaml lies beside this card; random weights are those of the seed):
+Train it again ({", ".join(_files(rounds))} beside this card; random weights are those of the seed):
 
-    pocketvit train {architecture} --data parquet:FOLDER --out my_{architecture} --config train.yaml{teacher}
+{_commands(asked.name, rounds, asked.teacher)}
 """
     )
     print(json.dumps({"name": asked.name, "top1": reached.top1, "bytes": size}))
+
+
+def _files(rounds: list[dict[str, object]]) -> list[str]:
+    """A file name for the settings of each round."""
+    return ["train.yaml", *(f"train-{i}.yaml" for i in range(2, len(rounds) + 1))]
+
+
+def _commands(name: str, rounds: list[dict[str, object]], teacher: str | None) -> str:
+    """What trains each round, from the architecture or from what the round before it left."""
+    start = name.partition(".")[0]
+    lines = []
+    for i, file in enumerate(_files(rounds), start=1):
+        out = f"my_{name.partition('.')[0]}" + ("" if i == len(rounds) else f"_round_{i}")
+        taught = f" --teacher {teacher}" if teacher else ""
+        lines.append(f"    pocketvit train {start} --data parquet:FOLDER --out {out} --config {file}{taught}")
+        start = out
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
