@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-times", action="store_true", help="leave them to another call, on a quiet machine")
     parser.add_argument("--interpreted-images", type=int, default=1000, help="test images for what is interpreted")
     asked = parser.parse_args()
     rows = _read(asked.out)
@@ -88,7 +89,7 @@ class _Bench:
                     self._one(target, precision, "stock", stock)
                 if self.asked.max_drop is not None and precision in SEARCHED and precision in target.precisions:
                     self._one(target, precision, f"ours, at most {self.asked.max_drop:g} points", None)
-            if not target.interpreted:
+            if not (target.interpreted or self.asked.no_times):
                 self._time(target)
 
     def _one(self, target: Target, precision: Precision, recipe: str, maker: Target | None) -> None:
