@@ -321,13 +321,13 @@ class Row:
     target: str
     precision: str
     trained: bool
-    file: str | None
-    size_bytes: int | None
-    accuracy: Accuracy | None
-    agreement: Agreement | None
-    latency: Latency | None
-    quantized: Quantized | None
-    check: str
+    file: str | None = None
+    size_bytes: int | None = None
+    accuracy: Accuracy | None = None
+    agreement: Agreement | None = None
+    latency: Latency | None = None
+    quantized: Quantized | None = None
+    check: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -121,6 +121,7 @@ def test_the_profile_is_of_the_form_it_stands_beside(compared: Comparison) -> No
         assert (ops is None) == (row.latency is None), row.target
         if ops is not None:
             assert float(row.settings["self_cpu_ms"]) == pytest.approx(sum(op.ms for op in ops), abs=0.01)
+            assert ("integer_products" in row.settings) == Precision(row.precision).is_quantized
     names = {op.op for op in profiles["torchao"] or ()}
     assert any("choose_qparams" in name for name in names), names
     assert not any("choose_qparams" in op.op or "quantized::" in op.op for op in profiles["eager"] or ())

@@ -265,7 +265,7 @@ def test_trainings_of_other_precisions_are_never_mixed_up(deit: Model, digits, t
 
 @pytest.mark.slow
 def test_it_wins_back_what_rounding_costs(monkeypatch, tmp_path) -> None:
-    """Digits do not notice 4 bits, nor 2; so of each group only its least and its greatest weight's values are left."""
+    """Digits do not notice 4 bits, nor 2; so groups have only their least and greatest value."""
     train, val, test = (open_data("digits", split) for split in ("train", "val", "test"))
     config = dataclasses.replace(
         GENTLE, epochs=12, warmup_epochs=1, lr=3e-2, distillation=Distillation.NONE, alpha=None

@@ -98,5 +98,7 @@ def _form_lines(found: Comparison) -> list[str]:
             lines.append("    its runtime offers no profile")
         else:
             top = ", ".join(f"{op.op} {op.ms:.2f} ({op.calls}x)" for op in ops[:_OPERATORS])
-            lines.append(f"    {row.settings['self_cpu_ms']}: {top}")
+            integers = row.settings.get("integer_products")
+            products = f"; integer products in the profile: {integers}" if integers else ""
+            lines.append(f"    {row.settings['self_cpu_ms']}: {top}{products}")
     return lines

@@ -16,7 +16,7 @@ from ..measure.agreement import compare_logits, refuse_degenerate
 from ..measure.latency import interleave
 from ..models import Model
 from ..report.comparison import check_chart, write_chart
-from ..types import Agreement, OpTime, Progress, Row, silent
+from ..types import Agreement, OpTime, Precision, Progress, Row, silent
 from . import current, legacy
 from .settings import borrowed_settings, on_one_line
 from .subject import Form, Made, Subject
@@ -25,6 +25,7 @@ FORMS = (*current.FORMS, *legacy.FORMS)
 CHART = "comparison.png"
 _PROOF_IMAGES = 32
 _PROFILED_RUNS = 5
+_INTEGER_PRODUCTS = ("int_mm", "qlinear", "qconv", "quantized::linear", "quantized::conv")  # in names of operators
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,13 +102,6 @@ def _proven(form: Form, subject: Subject) -> tuple[Row, Made | None]:
         target=form.target,
         precision=form.precision,
         trained=subject.model.trained,
-        file=None,
-        size_bytes=None,
-        accuracy=None,
-        agreement=None,
-        latency=None,
-        quantized=None,
-        check="",
         settings={"step": form.step},
     )
     try:
@@ -171,4 +165,8 @@ def _timed(rows: list[Row], made: list[Made | None], image: np.ndarray, rounds: 
 def _with_cpu_time(row: Row, ops: tuple[OpTime, ...] | None) -> Row:
     if ops is None:
         return row
-    return replace(row, settings={**row.settings, "self_cpu_ms": f"{sum(op.ms for op in ops):.2f}"})
+    settings = {**row.settings, "self_cpu_ms": f"{sum(op.ms for op in ops):.2f}"}
+    if Precision(row.precision).is_quantized:  # a form may hold integers and still multiply floats
+        found = [op.op for op in ops if any(name in op.op for name in _INTEGER_PRODUCTS)]
+        settings["integer_products"] = ", ".join(found) or "none"
+    return replace(row, settings=settings)

@@ -9,7 +9,7 @@ w4: groups of `group_size` along the input axis, each with 16 levels from its le
 (at least 0), one of them exactly 0. It is the one grid that NNCF (INT4_ASYM), coremltools (int4, linear), ONNX Runtime
 (MatMulNBits with zero points) and torch programs all hold, and weights that are on it stay there: both ends of a group
 are levels, so that whoever looks for the range again finds the same. Symmetric grids differ from runtime to runtime in
-their sign and their divisor, and what is on one is moved by about 5% by the next. XNNPACK alone has only a symmetric one.
+their sign and their divisor, and what is on one is moved by about 5% by the next. XNNPACK alone has nothing else.
 8-bit weights: one scale for each output channel, its greatest magnitude / 127, as all exporters have it. Convolutions
 have 8-bit weights in every precision: none of the runtimes packs 4-bit ones.
 Inputs: w8a8-dynamic has torchao's 8 bits for each token, of linear layers; w8a8 has 8 bits for each tensor over a

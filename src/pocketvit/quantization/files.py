@@ -198,11 +198,5 @@ def _row(name: str, trained: bool, target: str, precision: str) -> Row:
         target=target,
         precision=precision,
         trained=trained,
-        file=None,
-        size_bytes=None,
-        accuracy=None,
-        agreement=None,
-        latency=None,
-        quantized=None,
         check="reference: the model in PyTorch, not converted" if target == "eager" else "",
     )
