@@ -15,6 +15,7 @@ from timm.models import (
     register_model,
 )
 
+from .mimetic import mimetic
 from .small_images import small_images
 
 _CFG = small_images(32, first_conv="patch_embed.proj", classifier="head", pool=None, fixed=True)
@@ -32,13 +33,18 @@ _ARCHITECTURE = {"img_size": 32, "patch_size": 4, "embed_dim": 128, "depth": 4, 
 
 @register_model
 def pocket_deit_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """DeiT for 32x32 images: 4 blocks of width 128 and 4 heads."""
-    return build_model_with_cfg(VisionTransformer, "pocket_deit_patch4_32", pretrained, **{**_ARCHITECTURE, **kwargs})
+    """DeiT for 32x32 images: 4 blocks of width 128 and 4 heads; weight_init="mimetic" for a better start."""
+    return _build(VisionTransformer, "pocket_deit_patch4_32", pretrained, kwargs)
 
 
 @register_model
 def pocket_deit_distilled_patch4_32(pretrained: bool = False, **kwargs: Any) -> VisionTransformerDistilled:
     """As pocket_deit_patch4_32, with a distillation token and its own head."""
-    return build_model_with_cfg(
-        VisionTransformerDistilled, "pocket_deit_distilled_patch4_32", pretrained, **{**_ARCHITECTURE, **kwargs}
-    )
+    return _build(VisionTransformerDistilled, "pocket_deit_distilled_patch4_32", pretrained, kwargs)
+
+
+def _build(kind: type[VisionTransformer], name: str, pretrained: bool, given: dict[str, Any]) -> Any:
+    start = given.pop("weight_init", "")
+    rest = {} if start == "mimetic" else {"weight_init": start}
+    model = build_model_with_cfg(kind, name, pretrained, **{**_ARCHITECTURE, **given, **rest})
+    return mimetic(model) if start == "mimetic" else model
