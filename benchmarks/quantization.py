@@ -4,7 +4,8 @@
 
 Ours is what `pocketvit export` makes without a search; --max-drop POINTS adds the searched file of each int8 form.
 Same calibration images for all. Rows already in --out are not made again. Times: all files of one runtime and model
-interleaved with its float file, after everything is made. The last line printed is JSON.
+interleaved with its float file, after everything is made. --table prints what --out holds as the tables of the
+README and makes nothing. The last line printed is JSON.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def main() -> None:
     """Make, score, time, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=sorted(packaged()))
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data")
+    parser.add_argument("--table", action="store_true", help="print the rows of --out as Markdown, make nothing")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("quantized"), help="directory for the files")
     parser.add_argument("--targets", default=",".join(TARGETS))
@@ -56,6 +58,11 @@ def main() -> None:
     parser.add_argument("--interpreted-images", type=int, default=1000, help="test images for what is interpreted")
     asked = parser.parse_args()
     rows = _read(asked.out)
+    if asked.table:
+        print(_table(rows))
+        return
+    if asked.data is None:
+        parser.error("--data says which images to measure on")
     for name in asked.models:
         _Bench(create(name), asked, rows).run()
     described = environment.environment(asked.threads)
@@ -185,6 +192,28 @@ class _Bench:
                 "ratio": f"{latency.median_ms / base:.3f}",
             }
         _write(self.asked.out, self.rows)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Points lost by precision and runtime, the stock recipe's in brackets, and time over the runtime's float file."""
+    targets = list(dict.fromkeys(row["target"] for row in rows))
+    lines = [f"| model | precision | {' | '.join(targets)} |", "|---" * (len(targets) + 2) + "|"]
+    forms = dict.fromkeys((row["model"], row["precision"]) for row in rows if row["precision"] != Precision.FP32)
+    found = {(row["model"], row["precision"], row["target"], row["recipe"]): row for row in rows}
+    for model, precision in forms:
+        cells = [_cell(found, model, precision, target) for target in targets]
+        lines.append(f"| {model.partition('.')[0]} | {precision} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(found: dict[tuple[str, ...], dict[str, Any]], model: str, precision: str, target: str) -> str:
+    ours, stock = (found.get((model, precision, target, recipe)) for recipe in ("ours", "stock"))
+    if ours is None:
+        return "-"
+    text = ours["drop"] or "refused"
+    if stock is not None:
+        text += f" [{stock['drop'] or 'fails'}]"
+    return f"{text}, {float(ours['ratio']):.2f}x" if ours["ratio"] else text
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
