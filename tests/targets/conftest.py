@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ import torch
 from torch import nn
 
 from pocketvit import torchvision_repair  # noqa: F401  (before timm)
-from pocketvit.models import Deployable
+from pocketvit.models import Deployable, create, deployable
 from pocketvit.targets import TARGETS
-from pocketvit.types import Artifact, Golden, InputSpec, Precision
+from pocketvit.types import Artifact, Golden, InputSpec, Precision, Quantization
 
 SIZE = 32
 CLASSES = 10
@@ -152,5 +153,41 @@ def exported(
             (directory / "partial").rmdir()  # fails if export left anything else behind
             made[name, precision] = replace(artifact, path=directory / artifact.path.name)
         return made[name, precision]
+
+    return export
+
+
+_WITH_NAMES: dict[str, dict[str, object]] = {  # small ones of timm's
+    "levit_128s": {"img_size": 32, "embed_dim": (32, 48), "key_dim": 8, "num_heads": (2, 2), "depth": (1, 1)},
+    "swin_tiny_patch4_window7_224": {
+        "img_size": 16,
+        "patch_size": 2,
+        "window_size": 4,
+        "embed_dim": 32,
+        "depths": (1, 1),
+        "num_heads": (2, 2),
+    },
+}
+
+
+@pytest.fixture(params=[*_WITH_NAMES, "pocket_deit_distilled_patch4_32", "pocket_mobilevit_32", "pocket_moat_48"])
+def named(request):
+    """A module whose layers every target must find by name, and the side of its images."""
+    name = request.param
+    if name in _WITH_NAMES:
+        return _tiny(name, **_WITH_NAMES[name]), _WITH_NAMES[name]["img_size"]
+    model = create(name)
+    return deployable(model), model.spec.size[1]
+
+
+@pytest.fixture(scope="session")
+def export_vit(vit, images, tmp_path_factory, draft):
+    """Exports the tiny ViT to a target, once for each precision and way of quantizing it."""
+
+    @functools.cache
+    def export(target, precision, shown=True, **wanted):
+        path = tmp_path_factory.mktemp(target) / f"m{TARGETS.get(target).suffix}"
+        asked = replace(draft(path, target, precision), quantization=Quantization(**wanted))
+        return TARGETS.get(target).export(vit, asked, images[8:] if shown else None)
 
     return export

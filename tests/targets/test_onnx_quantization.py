@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -12,58 +11,34 @@ import pytest
 import torch
 
 from pocketvit.errors import CheckFailed
-from pocketvit.models import create, deployable
 from pocketvit.models.graph import capture, layers
 from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets._gptq import four_bits
 from pocketvit.targets._onnx_graph import convert, fold_transposed_weights, layer_nodes
 from pocketvit.targets._onnx_quantize import _prepared
 from pocketvit.targets._ranges import Histogram
-from pocketvit.types import Calibrator, InputSpec, Precision, Quantization
+from pocketvit.types import Calibrator, InputSpec, Precision
 
 QUANTIZED = [
     precision
     for precision in TARGETS.get("onnx").precisions
     if precision.is_quantized and precision is not Precision.INTEGER  # all or nothing: test_onnx_integer.py
 ]
-TINY = {
-    "levit_128s": {"img_size": 32, "embed_dim": (32, 48), "key_dim": 8, "num_heads": (2, 2), "depth": (1, 1)},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 16,
-        "patch_size": 2,
-        "window_size": 4,
-        "embed_dim": 32,
-        "depths": (1, 1),
-        "num_heads": (2, 2),
-    },
-}
-OURS = ("pocket_deit_distilled_patch4_32", "pocket_mobilevit_32", "pocket_moat_48")
 
 
 @pytest.fixture(scope="session")
-def export(vit, images, tmp_path_factory, draft):
+def export(export_vit):
     """Exports the tiny ViT, once for each precision and way of quantizing it."""
-
-    @functools.cache
-    def export(precision, shown=True, **wanted):
-        path = tmp_path_factory.mktemp("onnx") / "m.onnx"
-        asked = replace(draft(path, "onnx", precision), quantization=Quantization(**wanted))
-        return TARGETS.get("onnx").export(vit, asked, images[8:] if shown else None)
-
-    return export
+    return functools.partial(export_vit, "onnx")
 
 
 def _run(artifact, images):
     return TARGETS.get("onnx").load(read_artifact(artifact.path), 1)(images)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in (*TINY, *OURS)])
-def test_every_layer_is_found_by_its_name_also_after_onnx_runtime_rewrote_the_graph(name, tiny, tmp_path, draft):
-    if name in TINY:
-        module, side = tiny(name, **TINY[name]), TINY[name]["img_size"]
-    else:
-        model = create(name)
-        module, side = deployable(model), model.spec.size[1]
+@pytest.mark.slow
+def test_every_layer_is_found_by_its_name_also_after_onnx_runtime_rewrote_the_graph(named, tmp_path, draft):
+    module, side = named
     wanted = draft(tmp_path / "m.onnx", "onnx", Precision.FP32, side)
     expected = sorted(layer.name for layer in layers(capture(module, wanted.spec)))
     graph = convert(module, wanted)

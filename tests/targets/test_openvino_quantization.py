@@ -3,57 +3,32 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
 
 import numpy as np
 import openvino
 import pytest
 
-from pocketvit.models import create, deployable
 from pocketvit.models.graph import capture, layers
 from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets._openvino_quantize import _stored_type, convert, layer_operations
-from pocketvit.types import Precision, Quantization
+from pocketvit.types import Precision
 
 QUANTIZED = [precision for precision in TARGETS.get("openvino").precisions if precision.is_quantized]
-TINY = {
-    "levit_128s": {"img_size": 32, "embed_dim": (32, 48), "key_dim": 8, "num_heads": (2, 2), "depth": (1, 1)},
-    "swin_tiny_patch4_window7_224": {
-        "img_size": 16,
-        "patch_size": 2,
-        "window_size": 4,
-        "embed_dim": 32,
-        "depths": (1, 1),
-        "num_heads": (2, 2),
-    },
-}
-OURS = ("pocket_deit_distilled_patch4_32", "pocket_mobilevit_32", "pocket_moat_48")
 
 
 @pytest.fixture(scope="session")
-def export(vit, images, tmp_path_factory, draft):
+def export(export_vit):
     """Exports the tiny ViT, once for each precision and way of quantizing it."""
-
-    @functools.cache
-    def export(precision, shown=True, **wanted):
-        path = tmp_path_factory.mktemp("openvino") / "m.xml"
-        asked = replace(draft(path, "openvino", precision), quantization=Quantization(**wanted))
-        return TARGETS.get("openvino").export(vit, asked, images[8:] if shown else None)
-
-    return export
+    return functools.partial(export_vit, "openvino")
 
 
 def _run(artifact, images):
     return TARGETS.get("openvino").load(read_artifact(artifact.path), 1)(images)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in (*TINY, *OURS)])
-def test_every_layer_is_found_by_its_name_also_where_a_batch_norm_was_folded_in(name, tiny, tmp_path, draft):
-    if name in TINY:
-        module, side = tiny(name, **TINY[name]), TINY[name]["img_size"]
-    else:
-        model = create(name)
-        module, side = deployable(model), model.spec.size[1]
+@pytest.mark.slow
+def test_every_layer_is_found_by_its_name_also_where_a_batch_norm_was_folded_in(named, tmp_path, draft):
+    module, side = named
     program = capture(module, draft(tmp_path / "m.xml", "openvino", Precision.FP32, side).spec)
     found = layer_operations(convert(program))
     assert sorted(found) == sorted(layer.name for layer in layers(program))
