@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pocketvit.catalogue import PublishedLatency, choosing
+from pocketvit.packaged import packaged
 from pocketvit.types import Evidence
 
 COUNTED, SCORED = ("params", "macs", "activations"), ("top1", "top5")
@@ -360,3 +361,13 @@ def test_info_of_ones_own_weights_claims_nothing_published(cli, tmp_path: Path) 
     assert found["params"] < 1e6, "the directory is not what was read"
     assert found["published"] == []
     assert "published" not in json.dumps(cli("info", "deit_tiny_patch16_224").out)
+
+
+def test_the_checkpoints_that_ship_are_listed_with_what_they_reach(cli) -> None:
+    listed = {row["name"]: row for row in cli("models", "--ours", "--json").json}
+    assert listed.keys() == packaged().keys()
+    shown = cli("models", "*moat*", "--ours").out
+    assert "pocket_moat_48.cifar10" in shown
+    assert f"{listed['pocket_moat_48.cifar10']['top1']:.2%}" in shown
+    assert "pocket_resnet" not in shown
+    assert "No packaged checkpoint matches 'nothing*'" in cli("models", "nothing*", "--ours", code=2).err
