@@ -1,8 +1,8 @@
 """Attention over exactly four keys, which OpenVINO's CPU fuses into a kernel that computes something else.
 
-OpenVINO 2026.4 turns product, softmax, product into one kernel. With four keys its answers are wrong (2 to 16 dB; with 1
-to 3 and 5 to 17 they are right), and MobileViT has four on small maps. The kernel is made only around a Softmax operation,
-so here softmax is exp(log_softmax), which stays operations of its own in whatever loads the file.
+OpenVINO 2026.4 turns product, softmax, product into one kernel. With four keys its answers are wrong (2 to 16 dB; with
+1 to 3 and 5 to 17 they are right), and MobileViT has four on small maps. The kernel is made only around a Softmax
+operation, so here softmax is exp(log_softmax), which stays operations of its own in whatever loads the file.
 """
 
 from __future__ import annotations
