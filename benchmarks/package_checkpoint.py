@@ -14,6 +14,7 @@ from pathlib import Path
 from pocketvit.artifacts import evaluate
 from pocketvit.models import create, save, weights_sha256
 from pocketvit.packaged import MEASURED
+from pocketvit.train import TrainConfig
 
 # isort: split
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 SHIPPED = Path(__file__).parents[1] / "src" / "pocketvit" / "weights"
 MOST_BYTES = 6_000_000
+_ALWAYS_GIVEN = ("num_classes", "in_chans", "global_pool")  # in config.json, whatever was asked for
 _STATISTICS = ("running_mean", "running_var")  # a variance may be smaller than half precision can hold
 
 
@@ -40,6 +42,8 @@ def main() -> None:
     asked = parser.parse_args()
     out = SHIPPED / asked.name
     model = create(str(asked.checkpoint))
+    texts = [path.read_text() for path in asked.settings]
+    rounds = [TrainConfig.from_dict(yaml.safe_load(text)) for text in texts]
     if out.is_dir():  # an earlier one, with its card
         shutil.rmtree(out)
     save(model, out)
@@ -64,10 +68,10 @@ def main() -> None:
         "images": reached.images,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    rounds = [yaml.safe_load(path.read_text()) for path in asked.settings]
-    learnt = f", distilled ({rounds[-1]['distillation']}) from {asked.teacher}" if asked.teacher else ""
-    for path, file in zip(asked.settings, _files(rounds), strict=True):
-        (out / file).write_text(path.read_text())
+    learnt = f", distilled ({rounds[-1].distillation}) from {asked.teacher}" if asked.teacher else ""
+    given = {key: value for key, value in config["model_args"].items() if key not in _ALWAYS_GIVEN}
+    for text, file in zip(texts, _files(len(texts)), strict=True):
+        (out / file).write_text(text)
     (out / "README.md").write_text(
         f"""---
 license: apache-2.0
@@ -82,38 +86,40 @@ training images (a tenth is set apart for validation){learnt}. A small model to 
 
 | | |
 |---|---|
-| top-1 | {100 * reached.top1:.2f}% of {reached.images} test images of CIFAR-10, the weights as they are stored |
+| top-1 | {100 * reached.top1:.2f}% of {reached.images} test images (500 of each class), the weights as stored |
 | top-5 | {100 * reached.top5:.2f}% |
-| seed | {rounds[0].get("seed", 0)} |
-| epochs | {" + ".join(str(settings["epochs"]) for settings in rounds)} |
+| seed | {rounds[0].seed} |
+| epochs | {" + ".join(str(settings.epochs) for settings in rounds)} |
 | training | {asked.minutes:.0f} minutes on {asked.on} |
 | weights | half precision (running statistics in single), {size / 1e6:.2f} MB, computed in fp32 |
 | input | {size_text}, mean {spec.mean[0]}, std {spec.std[0]}, {spec.interpolation} |
 | SHA-256 of the weights as loaded | {weights_sha256(shipped.module)} |
 
-Measure it again, with train.parquet and test.parquet of CIFAR-10 in one folder:
+Measure it again, with train.parquet and test.parquet of CIFAR-10 in one folder (all 10,000 test
+images give a little more or less):
 
     pocketvit eval {asked.name} --data parquet:FOLDER
 
-Train it again ({", ".join(_files(rounds))} beside this card; random weights are those of the seed):
+Train it again, with {" and ".join(_files(len(texts)))} from this folder (random weights are those of the seed):
 
-{_commands(asked.name, rounds, asked.teacher)}
+{_commands(asked.name, len(texts), asked.teacher, given)}
 """
     )
     print(json.dumps({"name": asked.name, "top1": reached.top1, "bytes": size}))
 
 
-def _files(rounds: list[dict[str, object]]) -> list[str]:
+def _files(rounds: int) -> list[str]:
     """A file name for the settings of each round."""
-    return ["train.yaml", *(f"train-{i}.yaml" for i in range(2, len(rounds) + 1))]
+    return ["train.yaml", *(f"train-{i}.yaml" for i in range(2, rounds + 1))]
 
 
-def _commands(name: str, rounds: list[dict[str, object]], teacher: str | None) -> str:
+def _commands(name: str, rounds: int, teacher: str | None, model_args: dict[str, object]) -> str:
     """What trains each round, from the architecture or from what the round before it left."""
-    start = name.partition(".")[0]
+    architecture = name.partition(".")[0]
+    start = " ".join([architecture, *(f"--arg {key}={value}" for key, value in model_args.items())])
     lines = []
     for i, file in enumerate(_files(rounds), start=1):
-        out = f"my_{name.partition('.')[0]}" + ("" if i == len(rounds) else f"_round_{i}")
+        out = f"my_{architecture}" + ("" if i == rounds else f"_round_{i}")
         taught = f" --teacher {teacher}" if teacher else ""
         lines.append(f"    pocketvit train {start} --data parquet:FOLDER --out {out} --config {file}{taught}")
         start = out

@@ -79,7 +79,8 @@ class Quantization:
     """How a file is quantized, the same for every target.
 
     keep: layers that stay float, by the module that holds their weight ("blocks.0.attn.qkv"). calibrator: None for the
-    target's first. group_size: how many 4-bit weights of a row share one scale.
+    target's first. group_size: how many 4-bit weights of a row share one scale, fewer where that divides the row
+    (`group_of`).
     """
 
     keep: tuple[str, ...] = ()
@@ -90,6 +91,17 @@ class Quantization:
         """Refuse a group that no format can hold."""
         if not 16 <= self.group_size <= 4096 or self.group_size & (self.group_size - 1):
             raise BadInput(f"group_size must be a power of two from 16 to 4096, not {self.group_size}.")
+
+
+def group_of(inputs: int, group_size: int) -> int:
+    """How many of a row's `inputs` weights share a scale: `group_size`, halved down to 16 until it divides the row.
+
+    As NNCF has it. Where nothing divides, `group_size`, and the last group is shorter.
+    """
+    size = group_size
+    while inputs % size and size > 16:
+        size //= 2
+    return group_size if inputs % size else size
 
 
 class Evidence(StrEnum):

@@ -38,7 +38,7 @@ def test_offline_says_so_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"uoft-cs/cifar10 is not in the local cache and .* cannot be reached"):
         open_data("hf:uoft-cs/cifar10", "test")
     seconds = time.perf_counter() - started
-    assert seconds < 5, f"{seconds:.1f} s"
+    assert seconds < 20, f"{seconds:.1f} s; the library by itself tries for minutes"
     after = (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE, datasets.config.HF_UPDATE_DOWNLOAD_COUNTS)
     assert after == before, "the library's settings must be put back"
 

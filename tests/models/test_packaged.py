@@ -48,7 +48,7 @@ def test_the_card_says_how_to_train_it_again(checkpoint: Packaged) -> None:
     assert [start for start, *_ in commands[1:]] == [out for _, out, _ in commands[:-1]], "each round from the last"
     assert {file for *_, file in commands} == {path.name for path in checkpoint.path.glob("*.yaml")}
     for *_, file in commands:
-        TrainConfig(**yaml.safe_load((checkpoint.path / file).read_text()))
+        TrainConfig.from_dict(yaml.safe_load((checkpoint.path / file).read_text()))
     if teacher := re.search(r"--teacher (\S+)", card):
         assert teacher[1] in packaged()
 

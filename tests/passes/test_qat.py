@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,14 +14,18 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from pocketvit.artifacts import export
 from pocketvit.data import open_data
 from pocketvit.errors import BadInput
 from pocketvit.measure.accuracy import accuracy
 from pocketvit.models import EagerRunner, Model, create, save, weights_sha256
 from pocketvit.passes import qat
+from pocketvit.targets import TARGETS
+from pocketvit.targets._gptq import four_bits
+from pocketvit.targets._torch_quantize import FourBits
 from pocketvit.train import Distillation, TrainConfig, fit
 from pocketvit.train.checkpoint import FILE
-from pocketvit.types import InputSpec, Precision
+from pocketvit.types import InputSpec, Precision, group_of
 
 SMALL = {"patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 GENTLE = TrainConfig(
@@ -103,6 +108,41 @@ def test_what_is_on_the_grid_stays(quantizer: nn.Module) -> None:
     once = quantizer(weight)
     assert (once - weight).abs().max() > 0
     assert (quantizer(once) - once).abs().max() < 1e-6 * weight.abs().max()
+
+
+@pytest.mark.parametrize("inputs", [80, 112, 128])
+def test_what_is_on_the_grid_stays_in_a_file(inputs: int) -> None:
+    weight = torch.randn(16, inputs, generator=torch.Generator().manual_seed(2))
+    size = group_of(inputs, 32)
+    assert inputs % size == 0
+    rounded = qat.GroupedWeight(size)(weight)
+    grouped = four_bits(rounded.numpy(), size)
+    levels = grouped.levels.astype(np.float32) - grouped.zeros[..., None]
+    onnx_holds = torch.from_numpy((levels * grouped.scales[..., None]).reshape(16, -1)[:, :inputs])
+    moved = ((onnx_holds - rounded).norm() / rounded.norm()).item()
+    assert moved < 1e-6, f"the groups of ONNX files move it by {moved:.1e}"
+    moved = ((FourBits(rounded, 32)() - rounded).norm() / rounded.norm()).item()
+    # scales of 8 bits: off by at most 1/512, as are the offsets, which are up to 15 steps
+    assert moved < 0.01, f"the groups of torch programs move it by {moved:.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["onnx", "openvino", "coreml"])
+def test_a_finished_model_gives_a_file_of_its_own_weights(target: str, tmp_path: Path) -> None:
+    """A width that 32 does not divide; scales in fp16 and 8-bit ends leave 40 dB, another grid 25."""
+    model = passing_for_trained("pocket_deit_patch4_32", num_classes=10, embed_dim=80, depth=2)
+    finished = qat.finish(qat.prepare(model, Precision.W4))
+    path = tmp_path / f"m{TARGETS.get(target).suffix}"
+    made = export(finished, target, path, Precision.W4)
+    assert made.agreement.sqnr_db > 33, f"{made.agreement.sqnr_db:.1f} dB"
+
+
+def test_a_weight_that_is_no_number_reaches_the_trainer() -> None:
+    weight = torch.randn(4, 32)
+    weight[0, 0], weight[1] = torch.nan, 1e-44
+    rounded = qat.GroupedWeight(32)(weight)
+    assert rounded[0].isnan().any()
+    assert rounded[2:].isfinite().all()
 
 
 def test_8_bit_weights_have_a_scale_for_each_channel() -> None:

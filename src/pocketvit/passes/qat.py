@@ -5,13 +5,13 @@ Rounding happens in the forward pass and is ignored in the backward one (straigh
 
 The grids:
 
-w4: groups of `group_size` along the input axis, each with 16 levels from its least weight (at most 0) to its greatest
-(at least 0), one of them exactly 0. It is the one grid that NNCF (INT4_ASYM), coremltools (int4, linear), ONNX Runtime
-(MatMulNBits with zero points) and torch programs all hold, and weights that are on it stay there: both ends of a group
-are levels, so that whoever looks for the range again finds the same. Symmetric grids differ from runtime to runtime in
-their sign and their divisor, and what is on one is moved by about 5% by the next. XNNPACK alone has nothing else.
+w4: groups along the input axis (`types.group_of`), each with 16 levels from its least weight (at most 0) to its
+greatest (at least 0), one of them exactly 0. It is the grid that NNCF (INT4_ASYM), coremltools (int4, linear) and ONNX
+Runtime (MatMulNBits with zero points) hold, and weights that are on it stay there: both ends of a group are levels, so
+that whoever looks for the range again finds the same. torch programs hold it but for scales in bfloat16. Symmetric
+grids differ from runtime to runtime in sign and divisor; XNNPACK has nothing else, and moves weights by about 5%.
 8-bit weights: one scale for each output channel, its greatest magnitude / 127, as all exporters have it. Convolutions
-have 8-bit weights in every precision: none of the runtimes packs 4-bit ones.
+train with 8-bit weights in every precision, though torch programs and Core ML (1x1 only) pack them in 4 bits for w4.
 Inputs: w8a8-dynamic has torchao's 8 bits for each token, of linear layers; w8a8 has 8 bits for each tensor over a
 running range, of linear layers and convolutions. torchao's QAT knows neither convolutions nor such ranges, and PT2E's
 rewrites the whole model to a graph that is no timm checkpoint any more; so both are here.
@@ -33,7 +33,7 @@ from ..errors import BadInput
 from ..models import Model
 from ..models.graph import Layer, capture, layers
 from ..models.model import Deployable
-from ..types import Precision, Quantization, Quantized
+from ..types import Precision, Quantization, Quantized, group_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,10 +108,13 @@ class RunningRange(nn.Module):
 
 
 def _round_rows(rows: Tensor, scale: Tensor, least: int, most: int, low: Tensor | None = None) -> Tensor:
-    """Round each row to integers times its scale, where level `least` stands for `low`; rows of zeros stay."""
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.zeros_like(scale) if low is None else least - low / scale
-    return torch.fake_quantize_per_channel_affine(rows, scale, zero.round().int(), 0, least, most)
+    """Round each row to integers times its scale, where level `least` stands for `low`; rows of zeros stay.
+
+    A loss that is no number any more must reach the trainer, which says so; torch refuses zero points that are none.
+    """
+    scale = torch.where(scale < torch.finfo(scale.dtype).tiny, torch.ones_like(scale), scale)
+    zero = torch.zeros_like(scale) if low is None else (least - low / scale).round().nan_to_num(0).clamp(least, most)
+    return torch.fake_quantize_per_channel_affine(rows, scale, zero.int(), 0, least, most)
 
 
 def prepare(
@@ -139,10 +142,10 @@ def prepare(
         raise BadInput(f"None of the {len(kept)} layers of {model.name} can be rounded ({why}).")
     module = copy.deepcopy(model.module)
     for layer in [module.get_submodule(name) for name, reason in kept.items() if not reason]:
-        grouped = precision is Precision.W4 and isinstance(layer, nn.Linear)
-        parametrize.register_parametrization(
-            layer, "weight", GroupedWeight(group_size) if grouped else ChannelWeight(), unsafe=True
-        )
+        rounding: nn.Module = ChannelWeight()
+        if precision is Precision.W4 and isinstance(layer, nn.Linear):
+            rounding = GroupedWeight(group_of(layer.in_features, group_size))
+        parametrize.register_parametrization(layer, "weight", rounding, unsafe=True)
         if (quantizer := _input_quantizer(layer, precision)) is not None:
             layer.add_module(_INPUT, quantizer)
             layer.register_forward_pre_hook(_round_input)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.graph import Layer, capture, layers
-from ..types import InputSpec, Precision, Progress, silent
+from ..types import InputSpec, Precision, Progress, group_of, silent
 
 if TYPE_CHECKING:
     import numpy as np
@@ -127,8 +127,9 @@ def _rounded(x: Tensor, low: float, high: float) -> Tensor:
 def _rounded_weight(weight: Tensor, bits: int, group_size: int) -> Tensor:
     """Symmetric per row (output channel); 4 bits in groups along the row, where they divide it."""
     rows = weight.reshape(weight.shape[0], -1)
-    grouped = bits == 4 and rows.shape[1] % group_size == 0
-    split = rows.reshape(rows.shape[0], -1, group_size) if grouped else rows.unsqueeze(1)
+    size = group_of(rows.shape[1], group_size)
+    grouped = bits == 4 and rows.shape[1] % size == 0
+    split = rows.reshape(rows.shape[0], -1, size) if grouped else rows.unsqueeze(1)
     most = 2 ** (bits - 1) - 1 if grouped or bits == 8 else 127
     scale = split.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny) / most
     return (torch.round(split / scale).clamp(-most, most) * scale).reshape(weight.shape)

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from ..types import group_of
 from ._gptq import four_bits
 from ._onnx_graph import layer_nodes, observe
 
@@ -122,10 +123,11 @@ class _Weights:
         self._instead[node.name] = [*before, node]
 
     def group(self, node: onnx.NodeProto, size: int, moments: NDArray[np.float64] | None) -> None:
-        """Replace the product by MatMulNBits, 4 bits with a scale and a zero point for every `size` rows."""
+        """Replace the product by MatMulNBits, 4 bits with a scale and a zero point for at most `size` rows."""
         weight = numpy_helper.to_array(self.stored[node.input[1]])
         columns_NK = weight if _attributes(node).get("transB", 0) else weight.T
         bias = node.input[2] if len(node.input) > 2 else ""
+        size = group_of(columns_NK.shape[1], size)
         rounded = four_bits(columns_NK, size, moments)
         name = f"{node.name}NBits"
         operands = [

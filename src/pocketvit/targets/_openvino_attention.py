@@ -13,7 +13,7 @@ _KEYS = 4
 
 
 def spell_out_four_keys(model: Any) -> None:
-    """Replace, in place, what OpenVINO would fuse wrongly; everything else stays."""
+    """Replace, in place, what OpenVINO would fuse wrongly; everything else stays. Shapes must be known by now."""
     for operation in model.get_ordered_ops():
         kind, shape = operation.get_type_name(), operation.get_output_partial_shape(0)
         if kind == "ScaledDotProductAttention" and operation.get_input_partial_shape(1)[-2] == _KEYS:

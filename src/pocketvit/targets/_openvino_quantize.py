@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckFailed
 from ..types import Artifact, Calibrator, Precision, Quantized
-from ._openvino_attention import spell_out_four_keys
 from ._signal_stack import signal_stack_kept
 
 if TYPE_CHECKING:
@@ -46,7 +45,6 @@ def convert(program: ExportedProgram) -> Any:
         decoder = TorchFXPythonDecoder.from_exported_program(program)
     decoder.mark_node_callback = mark
     model = openvino.convert_model(decoder)
-    spell_out_four_keys(model)
     uses: dict[str, int] = defaultdict(int)
     for operation in model.get_ordered_ops():
         notes = operation.get_rt_info()

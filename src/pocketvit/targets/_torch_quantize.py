@@ -19,7 +19,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from ..models.graph import KEEPS_WEIGHTS, LAYERS, Layer, operator
-from ..types import Calibrator
+from ..types import Calibrator, group_of
 from ._torch_program import layer_nodes, name_of
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ class EightBits(nn.Module):
 class FourBits(nn.Module):
     """A weight as 4-bit integers, two to a byte, with a scale and an offset for at most `group_size` of them.
 
-    A row (all but the first axis) is cut into as few groups of one even length as that takes; zeros fill the last.
+    A row (all but the first axis) is cut into groups that divide it, else into as few of one even length as that
+    takes; zeros fill the last.
     Without offsets a small network loses 2 dB more.
     """
 
@@ -133,7 +134,7 @@ class FourBits(nn.Module):
         self.shape = weight.shape
         rows = weight.flatten(1)
         self.length = rows.shape[1]
-        groups = -(-self.length // group_size)
+        groups = -(-self.length // group_of(self.length, group_size))
         pairs = -(-self.length // (2 * groups))
         rows = nn.functional.pad(rows, (0, 2 * pairs * groups - self.length))
         integers, scale, offset = _between(rows.view(-1, 2 * pairs))

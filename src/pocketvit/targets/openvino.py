@@ -35,12 +35,14 @@ def write(module: nn.Module, draft: Artifact, calibration: NDArray[np.float32] |
     import openvino
 
     from ..models.graph import capture
+    from ._openvino_attention import spell_out_four_keys
     from ._openvino_quantize import convert, quantize
 
     model = convert(capture(module, draft.spec))
     model.inputs[0].get_tensor().set_names({"image"})
     model.outputs[0].get_tensor().set_names({"logits"})
     model.reshape({"image": [1, *draft.spec.size]})  # the converter leaves every side open
+    spell_out_four_keys(model)
     artifact = draft
     if draft.precision.is_quantized:
         calibrator = draft.quantization.calibrator or _CALIBRATORS[0]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import CheckFailed
-from ...types import Artifact, Calibrator, Precision, Quantized
+from ...types import Artifact, Calibrator, Precision, Quantized, group_of
 from .graph import Graph
 from .layers import Layer, count, layers
 from .package import read_package
@@ -116,7 +116,8 @@ def _block(layer: Layer, shape: tuple[int, ...], group_size: int) -> tuple[int, 
     taps = int(np.prod(shape)) // (shape[out] * shape[inside])
     if len(shape) > 2 and layer.op.kind == "matmul":
         return None  # a batch of matrices, whose first axes are no window
-    fitting = [n for n in range(1, shape[inside] + 1) if shape[inside] % n == 0 and n * taps <= group_size]
+    most = group_of(shape[inside], group_size) if taps == 1 else group_size  # a matrix is cut as everywhere
+    fitting = [n for n in range(1, shape[inside] + 1) if shape[inside] % n == 0 and n * taps <= most]
     channels = max(fitting, default=1)
     if channels * taps < _LEAST_GROUP:
         return None
