@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-# Before torch is imported anywhere: two threads, as on the smallest machine this suite must pass on, or one for each of
+# Before torch is imported anywhere: two threads, as on the smallest machine this suite must pass on; one for each of
 # pytest-xdist's two workers.
 os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 # On a machine that does other work too, threads that spin while they wait make training ten times slower.
