@@ -88,3 +88,29 @@ def test_groups_that_its_kernels_do_not_have_are_refused(stages, draft, digits, 
     with pytest.raises(BadInput, match="multiples of 32, not 16"):
         TARGETS.get("executorch").export(stages, wanted, digits(2, 16))
     assert list(tmp_path.iterdir()) == []
+
+
+class Back(nn.Module):
+    """From an image to patches and back, as MobileViT does, with a convolution on either side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.back, self.last = nn.Conv2d(3, 32, 3, 2, 1), nn.Conv2d(32, 32, 1), nn.Conv2d(64, 32, 1)
+        self.fc, self.head = nn.Linear(32, 32), nn.Linear(32, 10)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.stem(image))
+        y = nn.functional.layer_norm(self.fc(x.flatten(2).mT), (32,)).mT.reshape(x.shape)
+        return self.head(self.last(torch.cat([x, torch.relu(self.back(y))], 1)).mean((2, 3)))
+
+
+def test_a_convolution_behind_a_reshape_stays_float_in_a_dynamic_file(
+    draft, digits, logits_of, sqnr_db, tmp_path
+) -> None:
+    """XNNPACK's layout pass follows its input to the layer norm, which is no image, and fails."""
+    target, images, module = TARGETS.get("executorch"), digits(8, 16), Back().eval()
+    made = target.export(module, draft(tmp_path / "m.pte", "executorch", Precision.W8A8_DYNAMIC, size=16), None)
+    assert made.quantized is not None
+    assert made.quantized.kept == {"back": "XNNPACK cannot lay out, for a dynamic kernel, what a reshape gives"}
+    found = sqnr_db(logits_of(module, images), target.load(read_artifact(made.path), 1)(images))
+    assert found > 28, f"{found:.1f} dB"

@@ -29,10 +29,13 @@ _FLOAT32 = 6  # torch's scalar type number
 
 
 CALIBRATORS = (Calibrator.MSE, Calibrator.PERCENTILE, Calibrator.MINMAX)
+_IMAGES = {"conv2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d"}
+_MOVES = {"view", "reshape", "_unsafe_view", "permute", "transpose", "flatten", "unflatten"}
 _PADS = {"pad", "constant_pad_nd"}
 _PORTABLE = "XNNPACK did not take its 8-bit form"
 _PADDED = "XNNPACK has no dynamic kernel for a convolution behind a padding of its own"
 _DEPTHWISE = "XNNPACK has no dynamic kernel for a depthwise convolution"
+_MOVED = "XNNPACK cannot lay out, for a dynamic kernel, what a reshape gives"
 _NOT_2D = "XNNPACK has no dynamic kernel for a convolution that is not two-dimensional"
 
 
@@ -150,8 +153,23 @@ def _no_kernel(node: Node, static: bool) -> str | None:
     if node.all_input_nodes[1].meta["val"].shape[1] == 1:
         return _DEPTHWISE
     # TensorFlow's "same" under a stride: XNNPACK takes the two, and cannot propagate shapes through them
-    padded = any(operator(given) in _PADS for given in node.all_input_nodes)
-    return _PADDED if padded else None
+    if any(operator(given) in _PADS for given in node.all_input_nodes):
+        return _PADDED
+    return None if _channels_last(node.all_input_nodes[0]) else _MOVED
+
+
+def _channels_last(node: Node) -> bool:
+    """Whether XNNPACK has this tensor with channels last, as what comes from a convolution or a pooling.
+
+    Where it does not, it puts a copy before a convolution; if that one is dynamic, it looks for the place by following
+    first inputs to the start of the program, and fails at the first that is no image.
+    """
+    from ..models.graph import operator
+
+    if node.op == "placeholder" or operator(node) in _IMAGES:
+        return True
+    alike = [given for given in node.all_input_nodes if given.meta["val"].ndim == 4]
+    return operator(node) not in _MOVES and any(map(_channels_last, alike))
 
 
 def _in_four_bits(layers: tuple[Layer, ...], names: set[str], draft: Artifact) -> set[str]:
