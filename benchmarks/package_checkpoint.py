@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 SHIPPED = Path(__file__).parents[1] / "src" / "pocketvit" / "weights"
 MOST_BYTES = 6_000_000
-_ALWAYS_GIVEN = ("num_classes", "in_chans", "global_pool")  # in config.json, whatever was asked for
+_ALWAYS_GIVEN = ("num_classes", "in_chans", "global_pool", "img_size")  # in config.json, whatever was asked for
 _STATISTICS = ("running_mean", "running_var")  # a variance may be smaller than half precision can hold
 
 
@@ -68,7 +68,7 @@ def main() -> None:
         "images": reached.images,
     }
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    learnt = f", distilled ({rounds[-1].distillation}) from {asked.teacher}" if asked.teacher else ""
+    learnt = f",\ndistilled ({rounds[-1].distillation}) from {asked.teacher}" if asked.teacher else ""
     given = {key: value for key, value in config["model_args"].items() if key not in _ALWAYS_GIVEN}
     for text, file in zip(texts, _files(len(texts)), strict=True):
         (out / file).write_text(text)
