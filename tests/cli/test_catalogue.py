@@ -370,4 +370,5 @@ def test_the_checkpoints_that_ship_are_listed_with_what_they_reach(cli) -> None:
     assert "pocket_moat_48.cifar10" in shown
     assert f"{listed['pocket_moat_48.cifar10']['top1']:.2%}" in shown
     assert "pocket_resnet" not in shown
+    assert "pocket_deit_distilled_patch4_32.cifar10" in cli("models", "--ours").out
     assert "No packaged checkpoint matches 'nothing*'" in cli("models", "nothing*", "--ours", code=2).err

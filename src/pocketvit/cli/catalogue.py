@@ -94,21 +94,22 @@ def models(
 def _ours(out: Session, pattern: str) -> NoReturn:
     """The trained checkpoints in the package; every command takes their names."""
     from rich import box
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ..packaged import packaged
 
     found = [one for name, one in packaged().items() if fnmatchcase(name, pattern)]
     if not found:
         raise BadInput(f"No packaged checkpoint matches {pattern!r}; pocketvit models --ours lists all.")
-    table = Table("checkpoint", "parameters", "file", "top-1", "of", box=box.SIMPLE_HEAD, pad_edge=False)
+    whole = Column("checkpoint", overflow="fold")  # a name cut short could not be copied
+    table = Table(whole, "params", "file", "top-1", "test images", box=box.SIMPLE_HEAD, pad_edge=False)
     for one in found:
         table.add_row(
             one.name,
             f"{one.params / 1e6:.2f} M",
             f"{one.size_bytes / 1e6:.2f} MB",
             f"{one.top1:.2%}",
-            f"{one.images} test images of {one.data}",
+            f"{one.images} of {one.data}",
         )
     note = f"Measured with the weights as stored. Each has a model card: {found[0].path.parent}/NAME/README.md"
     out.finish([plain(one) for one in found], table, note)
