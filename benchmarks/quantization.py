@@ -198,7 +198,11 @@ def _table(rows: list[dict[str, Any]]) -> str:
     """Points lost by precision and runtime, the stock recipe's in brackets, and time over the runtime's float file."""
     targets = list(dict.fromkeys(row["target"] for row in rows))
     lines = [f"| model | precision | {' | '.join(targets)} |", "|---" * (len(targets) + 2) + "|"]
-    forms = dict.fromkeys((row["model"], row["precision"]) for row in rows if row["precision"] != Precision.FP32)
+    order = list(Precision)
+    forms = sorted(
+        {(row["model"], row["precision"]) for row in rows if row["precision"] != Precision.FP32},
+        key=lambda form: (form[0], order.index(Precision(form[1]))),
+    )
     found = {(row["model"], row["precision"], row["target"], row["recipe"]): row for row in rows}
     for model, precision in forms:
         cells = [_cell(found, model, precision, target) for target in targets]
