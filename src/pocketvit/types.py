@@ -74,16 +74,19 @@ class Calibrator(StrEnum):
     ENTROPY = "entropy"  # the least Kullback-Leibler divergence from the values seen
 
 
+ASKED = "asked for"  # why a layer that the user named stays float
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantization:
     """How a file is quantized, the same for every target.
 
-    keep: layers that stay float, by the module that holds their weight ("blocks.0.attn.qkv"). calibrator: None for the
-    target's first. group_size: how many 4-bit weights of a row share one scale, fewer where that divides the row
-    (`group_of`).
+    keep: why each layer named stays float, by the module that holds its weight ("blocks.0.attn.qkv"). calibrator:
+    None for the target's first. group_size: how many 4-bit weights of a row share one scale, fewer where that divides
+    the row (`group_of`).
     """
 
-    keep: tuple[str, ...] = ()
+    keep: Mapping[str, str] = field(default_factory=dict)
     calibrator: Calibrator | None = None
     group_size: int = 32
 
@@ -231,10 +234,10 @@ def _quantization(raw: Mapping[str, Any] | None) -> Quantization:
     if raw is None:
         return Quantization()
     calibrator, keep = raw["calibrator"], raw["keep"]
-    if not isinstance(keep, list):
-        raise TypeError("quantization.keep is not a list")
+    if isinstance(keep, list):  # written before reasons were
+        keep = dict.fromkeys(keep, ASKED)
     return Quantization(
-        keep=tuple(map(str, keep)),
+        keep={str(name): str(why) for name, why in keep.items()},
         calibrator=None if calibrator is None else Calibrator(calibrator),
         group_size=int(raw["group_size"]),
     )

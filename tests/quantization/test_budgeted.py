@@ -26,7 +26,7 @@ from pocketvit.quantization import (
 )
 from pocketvit.stages import RunDirectory
 from pocketvit.targets import TARGETS
-from pocketvit.types import Accuracy, Calibrator, Precision, Quantization, Runner
+from pocketvit.types import ASKED, Accuracy, Calibrator, Precision, Quantization, Runner
 
 RUINED = "blocks.0.mlp.fc1"
 MOST = 1.0  # points
@@ -79,8 +79,9 @@ def test_the_layer_that_cannot_be_quantized_stays_float_with_its_reason(searched
     artifact = made.verification.artifact
     assert RUINED in artifact.quantization.keep, f"kept {artifact.quantization.keep} instead"
     assert artifact.quantized is not None
-    assert set(artifact.quantization.keep) <= set(artifact.quantized.kept)
+    assert artifact.quantization.keep.items() <= artifact.quantized.kept.items()
     assert "without it" in made.reasons[RUINED]
+    assert artifact.quantized.kept[RUINED] == made.reasons[RUINED], "the file gives another reason"
     assert made.trials >= 2
     assert made.drop <= MOST + 1e-9, f"loses {made.drop:.2f} points"
 
@@ -202,7 +203,7 @@ def test_a_file_kinder_on_the_search_images_is_rejected_and_the_next_one_tried(
 
 def test_calibrators_are_measured_and_few_images_are_not_divided(model: Model, images: ProofImages) -> None:
     target = TARGETS.get("onnx")
-    found = measured_calibrators(model, target, images, Quantization(keep=(RUINED,)))
+    found = measured_calibrators(model, target, images, Quantization(keep={RUINED: ASKED}))
     assert set(found) == set(target.calibrators)
     assert list(found.values()) == sorted(found.values(), reverse=True)
     assert Precision.W8A8.floor_db < next(iter(found.values())) < math.inf
@@ -212,7 +213,7 @@ def test_calibrators_are_measured_and_few_images_are_not_divided(model: Model, i
 
 def test_a_layer_the_user_keeps_stays_float(model: Model, images: ProofImages, data: Labelled, tmp_path: Path) -> None:
     jobs = [(TARGETS.get("onnx"), Precision.W8A8, tmp_path / "vit.onnx")]
-    wanted = Quantization(keep=("head", RUINED), calibrator=Calibrator.MINMAX)
+    wanted = Quantization(keep={"head": ASKED, RUINED: ASKED}, calibrator=Calibrator.MINMAX)
     found = export_files(
         model, jobs, max_drop=50, data=data, images=images, work=tmp_path / "s", wanted=wanted, rounds=2
     )

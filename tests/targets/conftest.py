@@ -15,7 +15,7 @@ from torch import nn
 from pocketvit import torchvision_repair  # noqa: F401  (before timm)
 from pocketvit.models import Deployable, create, deployable
 from pocketvit.targets import TARGETS
-from pocketvit.types import Artifact, Golden, InputSpec, Precision, Quantization
+from pocketvit.types import ASKED, Artifact, Golden, InputSpec, Precision, Quantization
 
 SIZE = 32
 CLASSES = 10
@@ -185,9 +185,10 @@ def export_vit(vit, images, tmp_path_factory, draft):
     """Exports the tiny ViT to a target, once for each precision and way of quantizing it."""
 
     @functools.cache
-    def export(target, precision, shown=True, **wanted):
+    def export(target, precision, shown=True, keep=(), **wanted):
         path = tmp_path_factory.mktemp(target) / f"m{TARGETS.get(target).suffix}"
-        asked = replace(draft(path, target, precision), quantization=Quantization(**wanted))
+        quantization = Quantization(keep=dict.fromkeys(keep, ASKED), **wanted)
+        asked = replace(draft(path, target, precision), quantization=quantization)
         return TARGETS.get(target).export(vit, asked, images[8:] if shown else None)
 
     return export

@@ -10,7 +10,7 @@ from torch import nn
 
 from pocketvit.errors import BadInput
 from pocketvit.targets import TARGETS, read_artifact
-from pocketvit.types import Precision, Quantization
+from pocketvit.types import ASKED, Precision, Quantization
 
 
 class Stages(nn.Module):
@@ -48,14 +48,14 @@ def test_it_follows_the_model_and_says_what_stayed_float(
 ):
     target, images = TARGETS.get("executorch"), digits(16, 16)
     wanted = replace(
-        draft(tmp_path / "m.pte", "executorch", precision, size=16), quantization=Quantization(keep=("stem",))
+        draft(tmp_path / "m.pte", "executorch", precision, size=16), quantization=Quantization(keep={"stem": ASKED})
     )
     made = target.export(stages, wanted, images[8:])
     found = sqnr_db(logits_of(stages, images[:8]), target.load(read_artifact(made.path), 1)(images[:8]))
     # convolutions of two strides that share what is quantized at run time give 9 dB; 8 bits keep about 30
     assert found > floor, f"{found:.1f} dB, {made.quantized}"
     assert made.quantized is not None
-    reasons = {"stem": "asked for"}
+    reasons = {"stem": ASKED}
     if precision is not Precision.W8A8:
         reasons["depthwise"] = "XNNPACK has no dynamic kernel for a depthwise convolution"
     assert made.quantized.kept == reasons

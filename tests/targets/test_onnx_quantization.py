@@ -17,7 +17,7 @@ from pocketvit.targets._gptq import four_bits
 from pocketvit.targets._onnx_graph import convert, fold_transposed_weights, layer_nodes
 from pocketvit.targets._onnx_quantize import _prepared
 from pocketvit.targets._ranges import Histogram
-from pocketvit.types import Calibrator, InputSpec, Precision
+from pocketvit.types import ASKED, Calibrator, InputSpec, Precision
 
 QUANTIZED = [
     precision
@@ -52,7 +52,7 @@ def test_a_layer_to_keep_is_float_in_the_file_and_said_to_be(precision, export):
     name = "network.blocks.0.mlp.fc1"
     artifact = export(precision, keep=(name,))
     found = artifact.quantized
-    assert found.kept[name] == "asked for"
+    assert found.kept[name] == ASKED
     assert found.of - found.layers == len(found.kept)
     graph = onnx.load(artifact.path)
     (node,) = layer_nodes(graph)[name]

@@ -11,7 +11,7 @@ import pytest
 from pocketvit.models.graph import capture, layers
 from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets._openvino_quantize import _stored_type, convert, layer_operations
-from pocketvit.types import Precision
+from pocketvit.types import ASKED, Precision
 
 QUANTIZED = [precision for precision in TARGETS.get("openvino").precisions if precision.is_quantized]
 
@@ -39,7 +39,7 @@ def test_every_layer_is_found_by_its_name_also_where_a_batch_norm_was_folded_in(
 def test_a_layer_to_keep_is_float_in_the_file_and_said_to_be(precision, export):
     name = "network.blocks.0.mlp.fc1"
     artifact = export(precision, keep=(name,))
-    assert artifact.quantized.kept == {name: "asked for"}
+    assert artifact.quantized.kept == {name: ASKED}
     assert (artifact.quantized.layers, artifact.quantized.of) == (5, 6)
     stored = {
         layer: [_stored_type(operation) for operation in operations]

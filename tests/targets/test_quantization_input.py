@@ -11,7 +11,7 @@ from torch import nn
 
 from pocketvit.errors import BadInput
 from pocketvit.targets import TARGETS
-from pocketvit.types import Calibrator, Precision, Quantization
+from pocketvit.types import ASKED, Calibrator, Precision, Quantization
 
 NEED_IMAGES = [
     (name, precision)
@@ -64,7 +64,7 @@ def test_a_model_that_is_quantized_already(name, refused, images, vit):
 
 @pytest.mark.parametrize("name", list(TARGETS))
 def test_options_that_do_not_exist(name, refused, images):
-    said = refused(name, Precision.W8A8, images, quantization=Quantization(keep=("blocks.0.attn.qvk",)))
+    said = refused(name, Precision.W8A8, images, quantization=Quantization(keep={"blocks.0.attn.qvk": ASKED}))
     assert "no layer" in said
     assert "Did you mean" in said
     target = TARGETS.get(name)

@@ -15,7 +15,7 @@ from pocketvit.targets import TARGETS, read_artifact
 from pocketvit.targets._torch_program import exported as export_again
 from pocketvit.targets._torch_program import layer_nodes, name_of, named, observed
 from pocketvit.targets._torch_quantize import EightBits, FourBits, LayerQuantizer, PercentileObserver, eight_bits
-from pocketvit.types import Calibrator, InputSpec, Precision, Quantization
+from pocketvit.types import ASKED, Calibrator, InputSpec, Precision, Quantization
 
 MODELS = ("pocket_deit_distilled_patch4_32", "pocket_mobilevit_32", "pocket_moat_48")
 
@@ -109,11 +109,14 @@ def test_a_layer_kept_is_float_bit_for_bit_and_said_to_be_asked_for(mixed, draft
     target, images = TARGETS.get("torch_export"), digits(8, 32)
     for precision in (Precision.W8, Precision.W4, Precision.W8A8, Precision.W8A8_DYNAMIC):
         path = tmp_path / f"{precision}.pt2"
-        wanted = replace(draft(path, "torch_export", precision), quantization=Quantization(keep=("wide", "depthwise")))
+        wanted = replace(
+            draft(path, "torch_export", precision),
+            quantization=Quantization(keep=dict.fromkeys(("wide", "depthwise"), ASKED)),
+        )
         made = target.export(mixed, wanted, images)
         stored = torch.export.load(path).state_dict
         assert made.quantized is not None
-        assert {made.quantized.kept[name] for name in ("wide", "depthwise")} == {"asked for"}
+        assert {made.quantized.kept[name] for name in ("wide", "depthwise")} == {ASKED}
         for layer in (mixed.wide, mixed.depthwise):
             held = [t for t in stored.values() if t.shape == layer.weight.shape and t.dtype == torch.float32]
             assert any(torch.equal(t, layer.weight) for t in held), f"{precision}: {sorted(stored)}"
@@ -126,7 +129,9 @@ def test_four_bits_take_half_the_room_of_eight(draft, digits, tmp_path):
     for precision in (Precision.FP32, Precision.W8, Precision.W4):
         path = tmp_path / f"{precision}.pt2"
         keep = () if precision is Precision.FP32 else ("1",)  # the first layer would be 8 bits in either
-        wanted = replace(draft(path, "torch_export", precision), quantization=Quantization(keep=keep))
+        wanted = replace(
+            draft(path, "torch_export", precision), quantization=Quantization(keep=dict.fromkeys(keep, ASKED))
+        )
         TARGETS.get("torch_export").export(wide, wanted, digits(2, 32))
         sizes[precision] = path.stat().st_size - 4 * 3072 * 256
     # 256 x 512 weights of 1 byte, or 1/2 and two 16-bit numbers for 32 of them; and the graph, some kilobytes

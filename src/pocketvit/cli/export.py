@@ -116,14 +116,14 @@ def export(
 
 def _wanted(keep: list[str], calibrator: str | None, group_size: int) -> Quantization:
     from ..registry import close_matches
-    from ..types import Calibrator, Quantization
+    from ..types import ASKED, Calibrator, Quantization
 
     known = [c.value for c in Calibrator]
     if calibrator is not None and calibrator not in known:
         hint = close_matches(calibrator, known)
         raise BadInput(f"There is no calibrator {calibrator!r}.{hint} Known: {', '.join(known)}.")
     chosen = None if calibrator is None else Calibrator(calibrator)
-    return Quantization(keep=tuple(sorted(set(keep))), calibrator=chosen, group_size=group_size)
+    return Quantization(keep=dict.fromkeys(sorted(keep), ASKED), calibrator=chosen, group_size=group_size)
 
 
 def _plainly(
@@ -220,11 +220,7 @@ def _tell_budget(out: Session, model: Model, found: Outcome, max_drop: float) ->
             f"[bold]{artifact.target}:{artifact.precision}[/bold] {escape(str(artifact.path))}: "
             f"{made.trials} file{'s' if made.trials > 1 else ''} tried{chosen}; {made.spent(max_drop)}"
         )
-        kept = dict(artifact.quantized.kept) if artifact.quantized else {}
-        for layer, why in made.reasons.items():
-            kept.pop(layer, None)
-            lines.append(f"  float: {escape(layer)}: {escape(why)}")
-        lines += [f"  {escape(line)}" for line in _kept(kept)]
+        lines += [f"  {escape(line)}" for line in _kept(artifact.quantized.kept if artifact.quantized else {})]
     lines += [escape(one.sentence) for one in found.recommendations]
     out.finish(
         {

@@ -122,7 +122,7 @@ def export_within(
         found = one.search(least)
         with files.workspace(path) as partial:
             draft = partial / path.name
-            made = one.export(draft, found.keep)
+            made = one.export(draft, found.reasons)
             reached = accuracy(load(draft, threads), data.test, directory.progress)
             short = float_test.top1 - max_drop / 100 - reached.top1
             if short <= 1e-9:
@@ -194,9 +194,9 @@ class _Search:
         images: ImageDataset = getattr(self.data, which)
         return float_accuracy(self.original, which, images, self.directory, self.threads)
 
-    def export(self, path: Path, keep: tuple[str, ...]) -> Verification:
+    def export(self, path: Path, keep: Mapping[str, str]) -> Verification:
         """Make and prove the file with these layers float, beside those the user wants so."""
-        chosen = replace(self.wanted, keep=tuple(sorted({*self.wanted.keep, *keep})))
+        chosen = replace(self.wanted, keep={**keep, **self.wanted.keep})
         return export(
             self.model,
             self.target.name,
@@ -259,7 +259,7 @@ class _Search:
         def work(out: Path, scratch: Path) -> None:
             path = out / f"file{self.target.suffix}"
             try:
-                counted = self.export(path, keep).artifact.quantized
+                counted = self.export(path, dict.fromkeys(keep, "on trial")).artifact.quantized
                 reached = accuracy(load(path, self.threads), self.data.search, self.directory.progress)
                 floats = sorted(counted.kept) if counted else []
                 result: dict[str, Any] = {"top1": reached.top1, "problem": "", "floats": floats}

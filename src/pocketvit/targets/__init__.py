@@ -193,7 +193,9 @@ class Target:
         if kind := quantized_already(module):
             raise BadInput(f"The model is quantized already (it holds {kind}); export the float model.")
         if wanted.keep and precision is Precision.INTEGER:
-            raise BadInput(f"{wanted.keep[0]} cannot stay float in an integer-only file; choose w8a8 to keep layers.")
+            raise BadInput(
+                f"{next(iter(wanted.keep))} cannot stay float in an integer-only file; choose w8a8 to keep layers."
+            )
         if wanted.keep:
             from ..models.graph import capture, layers
 

@@ -10,7 +10,6 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from ..errors import BadInput
 from ..layers.integer.program import IntegerProgram, Step
 from ..models.graph import capture, layers
 from ..passes.ivit import IntegerModel, integer
@@ -40,10 +39,6 @@ def integer_model(
     calibration: images (N, C, H, W) in [0, 1]. Raises BadInput, naming the module, for what has no integer form, and
     CheckFailed, naming the layer, where int32 does not suffice.
     """
-    if draft.quantization.keep:
-        raise BadInput(
-            f"{draft.quantization.keep[0]} cannot stay float in an {draft.precision} file; choose w8a8 to keep layers."
-        )
     form = integer(module, calibration)
     found = layers(capture(module, draft.spec))
     counted = Quantized(layers=len(form.layers), of=len(found))

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_ASKED = "asked for"
 _LARGEST_GROUP = 256
 _SLOW_CONVOLUTION = "convolutions stay float in dynamic int8: as ConvInteger they take twice the time"
 
@@ -29,7 +28,7 @@ def quantize(
     model: onnx.ModelProto, draft: Artifact, calibration: NDArray[np.float32] | None, calibrator: Calibrator
 ) -> tuple[onnx.ModelProto, Quantized]:
     """Quantize a converted model as the draft says; return it with what was counted."""
-    keep = dict.fromkeys(draft.quantization.keep, _ASKED)
+    keep = draft.quantization.keep
     check_named(layer_nodes(model), draft)
     if draft.precision in (Precision.W8, Precision.W4):
         fold_transposed_weights(model)

@@ -89,7 +89,7 @@ def quantize(
             after = _four_bits(model, draft.quantization.group_size, calibration, ignored)
         else:
             after = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM, ignored_scope=ignored)
-    return after, _count(layers, after, dict.fromkeys(draft.quantization.keep, "asked for"))
+    return after, _count(layers, after, draft.quantization.keep)
 
 
 def _check_named(layers: Mapping[str, list[Any]], draft: Artifact) -> None:

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 FEW = 4096  # weights of a layer
 TAIL = 1e-4  # share of the values left outside at either end by the percentile calibrator
-ASKED = "asked for"
 NOT_A_LAYER = "neither a convolution nor a linear layer"
 KINDS = {"linear", "conv1d", "conv2d"}
 _LEAST_SCALE = 2**-16

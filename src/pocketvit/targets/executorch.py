@@ -75,14 +75,14 @@ def _quantize(
     import torch
 
     from ._torch_program import exported, layer_nodes, name_of, named, observed
-    from ._torch_quantize import ASKED, LayerQuantizer, eight_bits, four_bits_dynamic
+    from ._torch_quantize import LayerQuantizer, eight_bits, four_bits_dynamic
 
     wanted, static = draft.quantization, draft.precision is Precision.W8A8
     if draft.precision is Precision.W4 and wanted.group_size % 32:
         raise BadInput(f"XNNPACK's groups of 4-bit weights are multiples of 32, not {wanted.group_size}.")
     graph, layers = named(module, draft.spec)
     reasons = {str(name_of(node)): why for node in layer_nodes(graph.graph) if (why := _no_kernel(node, static))}
-    reasons |= dict.fromkeys(wanted.keep, ASKED)
+    reasons |= wanted.keep
     names = {layer.name for layer in layers} - reasons.keys()
     if static:
         config = eight_bits(torch.int8, wanted.calibrator or CALIBRATORS[0])

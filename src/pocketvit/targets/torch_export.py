@@ -53,11 +53,11 @@ def _quantize(
     import torch
 
     from ._torch_program import count, exported, named, observed, quantized_layers
-    from ._torch_quantize import ASKED, NOT_A_LAYER, LayerQuantizer, better_in_eight, eight_bits, weights_to_integers
+    from ._torch_quantize import NOT_A_LAYER, LayerQuantizer, better_in_eight, eight_bits, weights_to_integers
 
     graph, layers = named(module, draft.spec)
     wanted, precision = draft.quantization, draft.precision
-    reasons = dict.fromkeys(wanted.keep, ASKED)
+    reasons = wanted.keep
     names = {layer.name for layer in layers if layer.name not in reasons}
     if precision in (Precision.W8, Precision.W4):
         eight = names if precision is Precision.W8 else better_in_eight(layers, draft.classes)

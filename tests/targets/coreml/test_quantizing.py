@@ -33,6 +33,7 @@ from pocketvit.types import Artifact, Golden, Precision, Quantization
 
 PRECISIONS = (Precision.W8, Precision.W8A8, Precision.W4)
 ASKED = "second"
+WHY = "it moves the logits too much"
 FAINT = "faint"
 
 
@@ -81,7 +82,7 @@ def made(draft, digits, logits_of, tmp_path_factory):
     def make(precision: Precision) -> Made:
         if precision not in done:
             asked = draft(tmp_path_factory.mktemp(precision) / "m.mlpackage", "coreml", precision, 16)
-            asked = replace(asked, quantization=Quantization(keep=(ASKED,)))
+            asked = replace(asked, quantization=Quantization(keep={ASKED: WHY}))
             done[precision] = Made(module, TARGETS.get("coreml").export(module, asked, images), images, reference)
         return done[precision]
 
@@ -143,7 +144,7 @@ def test_what_stays_float_is_named_with_its_reason(precision, made):
     quantized = made(precision).artifact.quantized
     assert (quantized.layers, quantized.of) == (6, 8)
     assert set(quantized.kept) == {ASKED, FAINT}
-    assert quantized.kept[ASKED] == "asked for"
+    assert quantized.kept[ASKED] == WHY
     assert "too coarse" in quantized.kept[FAINT]
 
 
@@ -315,6 +316,6 @@ def test_a_wrong_list_of_layers_is_found(made):
     wrong = replace(it.artifact, quantized=replace(it.artifact.quantized, kept=other))
     with pytest.raises(CheckFailed, match="says that faint, first stayed float, but faint, second did"):
         prove(wrong, it.module, it.images, it.reference)
-    more = replace(it.artifact, quantization=Quantization(keep=(ASKED, "head")))
+    more = replace(it.artifact, quantization=Quantization(keep={ASKED: WHY, "head": WHY}))
     with pytest.raises(CheckFailed, match="should keep head float"):
         prove(more, it.module, it.images, it.reference)

@@ -111,7 +111,7 @@ def _check_names(artifact: Artifact, shipped: Program, names: Mapping[str, str])
     said, kept = set(artifact.quantized.kept), set(counted.kept)
     if said != kept:
         raise CheckFailed(f"it says that {_listed(said)} stayed float, but {_listed(kept)} did.")
-    if lost := set(artifact.quantization.keep) - kept:
+    if lost := artifact.quantization.keep.keys() - kept:
         raise CheckFailed(f"it should keep {_listed(lost)} float, and does not.")
 
 
