@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -186,6 +187,20 @@ def test_groups_of_4_bits_are_as_large_as_asked_and_divide(made):
     sides = [c.inputs["scale"][0].type.shape for c in scales.values() if "offset" in c.inputs]
     # a depthwise window has nine weights; rows of 64 have two groups of 32
     assert sorted(sides) == [(64, 1, 1, 1), (64, 2), (64, 2), (64, 2)]
+
+
+def test_layers_of_few_weights_have_8_bits(draft, digits, logits_of, sqnr_db, tmp_path):
+    """In 4 bits those of the trained MobileViT would save 2% of its file, and leave 12 dB of its logits."""
+    module = deployable(create("pocket_mobilevit_32.cifar10"))
+    asked = draft(tmp_path / "m.mlpackage", "coreml", Precision.W4, 32)
+    images = digits(8, 32)
+    runner = TARGETS.get("coreml").load(TARGETS.get("coreml").export(module, asked, images), 2)
+    sizes = [math.prod(layer.shape) for layer in torch_graph.layers(capture(module, asked.spec))]
+    few = min(8192, sum(sizes) // 100)
+    narrow = 2 + sum(size < few for size in sizes[1:-1])  # the first layer and the classifier beside them
+    assert bits(read_program(read_package(asked.path))) == {4: len(sizes) - narrow, 8: narrow}
+    found = sqnr_db(logits_of(module, images), runner(images))
+    assert found > 17, f"{found:.1f} dB"
 
 
 def _edited(program: Program, numbers: dict[str, object]) -> Program:

@@ -86,12 +86,12 @@ TARGETS.add(
             Precision.W8A8: "as w8, and 8-bit inputs of the layers by quantize and dequantize operations, per tensor, "
             "calibrated through our interpreter; from iOS 17 and macOS 14 on",
             Precision.W4: "coremltools linear_quantize_weights, 4 bits with a scale and an offset per group (palettes "
-            "of the same size keep less: docs/coreml.md), 8 bits in the first layer, the classifier and where a group "
-            "would have fewer than 8 weights; from iOS 18 and macOS 15 on",
+            "of the same size keep less: docs/coreml.md), 8 bits in the first layer, the classifier, layers of few "
+            "weights and where a group would have fewer than 8; from iOS 18 and macOS 15 on",
         },
         packages=("coremltools",),
         extra="coreml",
-        # on a trained CNN 32.7 dB with MSE, 31.8 with everything seen, 30.8 with percentiles
+        # of three trained models MSE is best on two and 0.9 dB below percentiles on one (docs/quantization.md)
         calibrators=(Calibrator.MSE, Calibrator.MINMAX, Calibrator.PERCENTILE, Calibrator.ENTROPY),
         interpreted=platform.system() != "Darwin",
         write=write,
