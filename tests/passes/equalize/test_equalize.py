@@ -240,5 +240,8 @@ def test_outliers_are_taken_back_in_the_runtime_itself(target: str, tmp_path: Pa
     cost = bench.measure(ruined, row | {"method": "none"}, train, test)
     back = bench.measure(ruined, row | {"method": "smooth 0.5"}, train, test)
     said = f"{was['sqnr_db']} dB as it was, {cost['sqnr_db']} with outliers, {back['sqnr_db']} equalised"
-    assert cost["sqnr_db"] < was["sqnr_db"] - 6, said
+    if target == "openvino":  # NNCF smooths transformers by itself
+        assert cost["sqnr_db"] > was["sqnr_db"] - 3, said
+    else:
+        assert cost["sqnr_db"] < was["sqnr_db"] - 6, said
     assert back["sqnr_db"] > was["sqnr_db"] - 3, said
