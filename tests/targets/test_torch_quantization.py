@@ -198,7 +198,7 @@ def test_layers_are_found_by_name_exactly_once(name):
 @pytest.mark.parametrize("dynamic", [True, False])
 @pytest.mark.parametrize("name", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
 def test_each_layer_can_be_kept_alone(name, dynamic):
-    """Marked, observed and converted as for a file, with one layer kept: three of them by default, else every third."""
+    """Marked, observed and converted as for a file, with one layer kept: three by default, else every third."""
     from pocketvit.targets._torch_program import quantized_layers
 
     model = create(name)
