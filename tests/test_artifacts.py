@@ -9,9 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pocketvit import artifacts, files
 from pocketvit.artifacts import ProofImages, check_export, export, proof_images, reference_logits
+from pocketvit.data import open_data
 from pocketvit.errors import BadInput, CheckFailed
 from pocketvit.models import Model, create
 from pocketvit.targets import TARGETS
@@ -141,3 +143,17 @@ def test_a_full_disk_is_one_sentence_for_every_target(
         export(model, target, path, images=images)
     assert str(raised.value) == f"The disk is full: {path} could not be written; free some space and run again."
     assert not list(small_disk.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("shade", "kind"), [(0, "every pixel is 0"), (255, "every pixel is 1"), (None, "pixel by pixel")]
+)
+def test_images_that_are_all_the_same_prove_nothing(
+    model: Model, tmp_path: Path, shade: int | None, kind: str
+) -> None:
+    picture = open_data("digits", "all")[0][0] if shade is None else Image.new("RGB", (32, 32), (shade,) * 3)
+    for i in range(20):
+        (tmp_path / str(i % 2)).mkdir(exist_ok=True)
+        picture.save(tmp_path / str(i % 2) / f"{i}.png")
+    with pytest.raises(BadInput, match=rf"images drawn from .* are all the same \({kind}\)"):
+        proof_images(model.spec, f"folder:{tmp_path}", calibration=4, verification=4)

@@ -119,9 +119,16 @@ def draw_proof(
     chosen = test.take(verification, seed=1)
     if len(chosen) < 2:
         raise BadInput(f"{test.name} has {len(chosen)} image; at least 2 are needed to tell whether a file follows.")
+    shown = next(batches(chosen, spec, len(chosen)))[0]
+    if (shown == shown[0]).all():
+        kind = f"every pixel is {shown.max():.2g}" if np.ptp(shown) == 0 else "pixel by pixel"
+        raise BadInput(
+            f"The {len(shown)} images drawn from {test.name} are all the same ({kind}), so they cannot tell whether a "
+            "file follows its model; give photos of what the model is for."
+        )
     return ProofImages(
         calibration=sample(train, spec, calibration, seed=0),
-        verification=next(batches(chosen, spec, len(chosen)))[0],
+        verification=shown,
         names=tuple(chosen.images.name(int(row)) for row in chosen.rows),
         skipped=train.skipped + test.skipped,
     )
