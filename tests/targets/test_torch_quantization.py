@@ -198,7 +198,10 @@ def test_layers_are_found_by_name_exactly_once(name):
 @pytest.mark.parametrize("dynamic", [True, False])
 @pytest.mark.parametrize("name", [MODELS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in MODELS[1:])])
 def test_each_layer_can_be_kept_alone(name, dynamic):
-    """Marked, observed and converted as for a file, with one layer kept: three by default, else every third."""
+    """Marked, observed and converted as for a file, with one layer kept: three by default, else every tenth.
+
+    torchao takes 20 seconds for each program that has batch norms of their own, as the MOAT's.
+    """
     from pocketvit.targets._torch_program import quantized_layers
 
     model = create(name)
@@ -207,7 +210,7 @@ def test_each_layer_can_be_kept_alone(name, dynamic):
     _, found = named(module, model.spec)
     names = [layer.name for layer in found]
     config = eight_bits(torch.uint8, None if dynamic else Calibrator.MINMAX)
-    for kept in (names[0], names[len(names) // 2], names[-1]) if name == MODELS[0] else names[::3]:
+    for kept in (names[0], names[len(names) // 2], names[-1]) if name == MODELS[0] else names[::10]:
         graph, _ = named(module, model.spec)
         quantizer = LayerQuantizer(set(names) - {kept}, config)
         program = export_again(observed(graph, model.spec, quantizer, None if dynamic else images), model.spec)
