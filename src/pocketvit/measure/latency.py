@@ -25,7 +25,10 @@ def interleave(
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[Latency, ...]:
-    """Time each runner on its own image (1, C, H, W): every round runs all of them once, in shuffled order.
+    """Time each runner on its own image (1, C, H, W): every round runs all of them, in shuffled order.
+
+    Before each timed run the same runner runs once untimed: the threads of the one before it still spin for a while
+    (libgomp's and OpenVINO's did for a millisecond, as long as a small model takes), and its data fills the caches.
 
     Only ratios within one call mean anything: clocks, caches and neighbours change between calls.
     """
@@ -43,6 +46,7 @@ def interleave(
     for done in range(-warmup, rounds):
         shuffle.shuffle(order)
         for i in order:
+            runners[i](images[i])
             start = time.perf_counter_ns()
             runners[i](images[i])
             elapsed = time.perf_counter_ns() - start
