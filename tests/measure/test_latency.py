@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pocketvit.errors import BadInput
+from pocketvit.measure import latency
 from pocketvit.measure.latency import interleave
 from pocketvit.types import Runner
 
@@ -17,7 +18,8 @@ class Recorder(Runner):
         return np.zeros((len(images), 2), np.float32)
 
 
-def test_every_round_runs_every_candidate_once_in_changing_order() -> None:
+def test_every_round_times_every_candidate_in_changing_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "_SETTLING_NS", 0)
     calls: list[str] = []
     runners = [Recorder(name, calls) for name in "abc"]
     image = np.zeros((1, 3, 2, 2), np.float32)
@@ -29,6 +31,13 @@ def test_every_round_runs_every_candidate_once_in_changing_order() -> None:
     assert len(set(rounds)) > 1, "the order never changed"
     assert [f.runs for f in found] == [20, 20, 20]
     assert all(f.p10_ms <= f.median_ms <= f.p90_ms for f in found)
+
+
+def test_a_candidate_settles_before_it_is_timed() -> None:
+    calls: list[str] = []
+    interleave([Recorder(name, calls) for name in "ab"], [np.zeros((1, 3, 2, 2), np.float32)] * 2, rounds=1, warmup=0)
+    assert len(calls) > 8, "what does nothing runs many times in two milliseconds"
+    assert calls == sorted(calls) or calls == sorted(calls, reverse=True), "one after the other"
 
 
 def test_a_bench_without_rounds_is_refused() -> None:

@@ -15,6 +15,8 @@ from ..types import Evidence, Latency, Progress, Runner, silent
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+_SETTLING_NS = 2_000_000
+
 
 def interleave(
     runners: Sequence[Runner],
@@ -27,8 +29,8 @@ def interleave(
 ) -> tuple[Latency, ...]:
     """Time each runner on its own image (1, C, H, W): every round runs all of them, in shuffled order.
 
-    Before each timed run the same runner runs once untimed: the threads of the one before it still spin for a while
-    (libgomp's and OpenVINO's did for a millisecond, as long as a small model takes), and its data fills the caches.
+    Before each timed run the same runner runs untimed, once or for two milliseconds: the threads of the one before it
+    still spin for a while (libgomp's and OpenVINO's for about one), and its data fills the caches.
 
     Only ratios within one call mean anything: clocks, caches and neighbours change between calls.
     """
@@ -46,7 +48,10 @@ def interleave(
     for done in range(-warmup, rounds):
         shuffle.shuffle(order)
         for i in order:
+            settled = time.perf_counter_ns() + _SETTLING_NS
             runners[i](images[i])
+            while time.perf_counter_ns() < settled:
+                runners[i](images[i])
             start = time.perf_counter_ns()
             runners[i](images[i])
             elapsed = time.perf_counter_ns() - start
