@@ -15,7 +15,7 @@ from ..types import Evidence, Latency, Progress, Runner, silent
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_SETTLING_NS = 2_000_000
+_SETTLING_NS = 2_000_000  # longer than threads of the runner before spin
 
 
 def interleave(
